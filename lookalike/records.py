@@ -71,7 +71,7 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What one pass over a video gives. Picture of a keyframe: `<frame_index, 7 digits>.jpg` in the folder asked for."""
+    """What one pass over a video gives. A keyframe's picture is `<frame_index, 7 digits>.jpg` in the folder asked for."""
 
     facts: VideoFacts
     keyframes: tuple[Keyframe, ...]
@@ -110,7 +110,9 @@ class Clustering:
     def __post_init__(self) -> None:
         n = len(self.keyframe_ids)
         if self.clusters.shape != (n,) or self.similarity.shape != (n,):
-            raise ValueError(f"clusters and similarity must be ({n},), got {self.clusters.shape}, {self.similarity.shape}")
+            raise ValueError(
+                f"clusters and similarity must be ({n},), got {self.clusters.shape}, {self.similarity.shape}"
+            )
         if n and self.clusters.max(initial=-1) >= len(self.centroids):
             raise ValueError(f"clusters must be below {len(self.centroids)}, got {int(self.clusters.max())}")
 

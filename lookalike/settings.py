@@ -38,11 +38,15 @@ class Settings:
     # where things are
     data_dir: Path = _setting(Path(".lookalike"), "folder for the ledger, keyframes, queue and logs")
     store_url: str = _setting("", "SQLAlchemy URL of the ledger; empty: a SQLite file in data_dir", secret=True)
-    redis_url: str = _setting("", "URL of a Redis or Valkey; empty: our own Valkey on a unix socket in data_dir", secret=True)
+    redis_url: str = _setting(
+        "", "URL of a Redis or Valkey; empty: our own Valkey on a unix socket in data_dir", secret=True
+    )
 
     # Label Studio
     label_studio_url: str = _setting("", "address of Label Studio as this machine reaches it")
-    label_studio_token: str = _setting("", "personal access token, or legacy token, of the account that we act as", secret=True)
+    label_studio_token: str = _setting(
+        "", "personal access token, or legacy token, of the account that we act as", secret=True
+    )
     public_url: str = _setting("", "address of our page as annotators' browsers reach it; empty: the backend's own")
     poll_s: float = _setting(60.0, "how often annotations are read back, in case a webhook was lost", unit="s", low=1)
 
@@ -64,7 +68,9 @@ class Settings:
     disk_free_mb: float = _setting(500.0, "free disk below which no new work starts", unit="MB", low=0)
 
     # keyframes
-    keyframe_mode: str = _setting("exact", "exact reads every frame, fast reads I-frames and more only where needed", choices=("exact", "fast"))
+    keyframe_mode: str = _setting(
+        "exact", "exact reads every frame, fast reads I-frames and more only where needed", choices=("exact", "fast")
+    )
     keyframe_share: float = _setting(0.01, "share of the frames to keep, about", low=0.0001, high=1)
     keyframe_width_px: int = _setting(1280, "widest keyframe picture that is stored", unit="px", low=64)
 
@@ -116,7 +122,7 @@ class Settings:
                 if not known[name].metadata["secret"]:
                     raise SettingsError(f"{variable}: only secrets are read from a file; set {PREFIX}{name.upper()}")
                 try:
-                    text = Path(text).read_text().strip()  # noqa: PLW2901
+                    text = Path(text).read_text().strip()
                 except OSError as error:
                     raise SettingsError(f"{variable}: cannot read {text}: {error.strerror}") from None
             elif name not in known:

@@ -1,0 +1,298 @@
+"""The ledger of work: what is to be done, who is at it, and what became of it.
+
+A row of work is asked for (`want`), claimed by one worker for a while (`claim`, `renew`), and comes to one of three
+orderly ends: `finish`, `later`, `fail`. A worker that dies leaves a lease behind that runs out, or that the supervisor
+releases. Each claim raises the row's fence; a worker whose fence is no longer the row's has lost its claim, and nothing
+it writes is kept. The queue server only wakes workers up: losing it loses nothing.
+
+Asking again while a row runs is not lost: `wanted` counts the askings, and a row whose last asking came after its claim
+is due again when it finishes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Engine, and_, case, delete, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from lookalike.errors import StoreError
+from lookalike.schema import work
+
+Kind = Literal["video", "cluster", "deliver", "sync"]
+#: kinds that burn CPU or GPU for long; all others are short and share a queue of their own
+SLOW: tuple[Kind, ...] = ("video",)
+KINDS: tuple[Kind, ...] = ("video", "cluster", "deliver", "sync")
+
+_RETRY_FIRST_S = 1.0
+_RETRY_MOST_S = 60.0
+
+
+class ClaimLost(StoreError):
+    """Another worker has this row now, or the row is gone; what we have computed is not needed."""
+
+    temporary = False
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A row of work as the outside sees it."""
+
+    id: int
+    kind: Kind
+    subject: str
+    project: str
+    state: Literal["due", "running", "done", "failed"]
+    stage: str
+    error: str
+    tries: int
+    fence: int
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to work on a row until the lease runs out."""
+
+    id: int
+    kind: Kind
+    subject: str
+    project: str
+    fence: int
+    asking: int  # the value of `wanted` that this claim serves
+    tries: int
+
+
+class Ledger:
+    """Verbs on the table of work. Each is one transaction unless it is given a connection that is in one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._reader = reader(engine)
+
+    # asking
+
+    def want(
+        self,
+        connection: Connection,
+        kind: Kind,
+        subjects: Iterable[tuple[str, str]],
+        *,
+        again: bool = True,
+        delay_s: float = 0.0,
+    ) -> int:
+        """Ask for work on `(subject, project)` pairs; the number of rows that are newly due.
+
+        With `again`, a row that is done or running will run once more; without, asking twice is asking once. A failed
+        row stays failed until `retry`, or until it is asked for again.
+        """
+        now = time.time()
+        rows = [
+            {
+                "kind": kind,
+                "subject": subject,
+                "project": project,
+                "state": "due",
+                "wanted": 1,
+                "next_at": now + delay_s,
+                "created_at": now,
+                "updated_at": now,
+            }
+            for subject, project in subjects
+        ]
+        if not rows:
+            return 0
+        statement = insert(connection, work)
+        if again:
+            settled = work.c.state.in_(("done", "failed"))
+            statement = statement.on_conflict_do_update(
+                index_elements=["kind", "subject"],
+                set_={
+                    "wanted": work.c.wanted + 1,
+                    "state": case((settled, "due"), else_=work.c.state),
+                    "next_at": case(
+                        (settled, now + delay_s),
+                        (work.c.next_at > now + delay_s, now + delay_s),
+                        else_=work.c.next_at,
+                    ),
+                    "crashes": case((settled, 0), else_=work.c.crashes),
+                    "tries": case((settled, 0), else_=work.c.tries),
+                    "updated_at": now,
+                },
+            )
+        else:
+            statement = statement.on_conflict_do_nothing(index_elements=["kind", "subject"])
+        return max(0, connection.execute(statement, rows).rowcount)
+
+    def retry(self, project: str | None = None, ids: Sequence[int] = ()) -> int:
+        """Make failed rows due again, of a project or by id; how many."""
+        condition = work.c.state == "failed"
+        if project is not None:
+            condition = and_(condition, work.c.project == project)
+        if ids:
+            condition = and_(condition, work.c.id.in_(ids))
+        now = time.time()
+        values = {"state": "due", "crashes": 0, "tries": 0, "next_at": now, "updated_at": now, "error": ""}
+        with self._engine.begin() as connection:
+            return connection.execute(update(work).where(condition).values(values)).rowcount
+
+    # working
+
+    def claim(self, work_id: int, worker: str, *, lease_s: float, max_crashes: int) -> Claim | None:
+        """Take a row for `lease_s` seconds; None where it is not due, is another's, or has just been set aside.
+
+        A row whose last `max_crashes` claims all ended without a word is set aside as failed: it kills its workers.
+        """
+        now = time.time()
+        free = or_(
+            and_(work.c.state == "due", work.c.next_at <= now),
+            and_(work.c.state == "running", work.c.lease_until <= now),
+        )
+        poison = and_(work.c.id == work_id, free, work.c.crashes >= max_crashes)
+        reason = (
+            f"set aside: it stopped {max_crashes} workers in a row without a word (out of memory, or a crash in a "
+            "decoder); retry it when the file or the machine has changed"
+        )
+        take = (
+            update(work)
+            .where(work.c.id == work_id, free)
+            .values(
+                state="running",
+                stage="",
+                fence=work.c.fence + 1,
+                crashes=work.c.crashes + 1,
+                worker=worker,
+                lease_until=now + lease_s,
+                updated_at=now,
+            )
+            .returning(work.c.kind, work.c.subject, work.c.project, work.c.fence, work.c.wanted, work.c.tries)
+        )
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(work).where(poison).values(state="failed", error=reason, worker="", updated_at=now)
+            )
+            row = connection.execute(take).one_or_none()
+        return None if row is None else Claim(work_id, row[0], row[1], row[2], row[3], row[4], row[5])
+
+    def renew(self, claim: Claim, *, lease_s: float, stage: str | None = None) -> bool:
+        """Hold on to a claim, and tell where we are; False where it is lost."""
+        now = time.time()
+        values: dict[str, Any] = {"lease_until": now + lease_s, "updated_at": now}
+        if stage is not None:
+            values["stage"] = stage
+        with self._engine.begin() as connection:
+            return connection.execute(self._mine(claim).values(values)).rowcount == 1
+
+    @contextmanager
+    def finishing(self, claim: Claim) -> Iterator[Connection]:
+        """A transaction that keeps what is written in it only if the claim still holds, and then ends the work.
+
+        Raises ClaimLost, with nothing written, where it does not.
+        """
+        with self._engine.begin() as connection:
+            values = {
+                "state": case((work.c.wanted > claim.asking, "due"), else_="done"),
+                "done": claim.asking,
+                **self._orderly(),
+            }
+            if connection.execute(self._mine(claim).values(values)).rowcount != 1:
+                raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
+            yield connection
+
+    def finish(self, claim: Claim) -> None:
+        with self.finishing(claim):
+            pass
+
+    def later(self, claim: Claim, reason: str, delay_s: float | None = None) -> None:
+        """Not now: try again after `delay_s`, by default after twice the last wait, up to a minute."""
+        if delay_s is None:
+            delay_s = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2**claim.tries)
+        values = {
+            **self._orderly(),
+            "state": "due",
+            "error": reason,
+            "tries": claim.tries + 1,
+            "next_at": time.time() + delay_s,
+        }
+        with self._engine.begin() as connection:
+            connection.execute(self._mine(claim).values(values))
+
+    def fail(self, claim: Claim, reason: str) -> None:
+        """Never: set aside with its reason, until somebody asks again."""
+        with self._engine.begin() as connection:
+            connection.execute(self._mine(claim).values({**self._orderly(), "state": "failed", "error": reason}))
+
+    def release(self, worker: str) -> int:
+        """Give back at once what a dead worker held."""
+        condition = and_(work.c.worker == worker, work.c.state == "running")
+        with self._engine.begin() as connection:
+            return connection.execute(update(work).where(condition).values(lease_until=0.0)).rowcount
+
+    # looking
+
+    def due(self, kinds: Sequence[Kind], limit: int) -> list[Work]:
+        """Rows that a worker could claim now, the longest waiting first."""
+        now = time.time()
+        free = or_(
+            and_(work.c.state == "due", work.c.next_at <= now),
+            and_(work.c.state == "running", work.c.lease_until <= now),
+        )
+        return self.rows(and_(work.c.kind.in_(kinds), free), limit=limit)
+
+    def rows(self, condition: Any = True, limit: int = 1000) -> list[Work]:
+        columns = [work.c[name] for name in Work.__dataclass_fields__]
+        query = select(*columns).where(condition).order_by(work.c.next_at, work.c.id).limit(limit)
+        with self._reader.connect() as connection:
+            return [Work(*row) for row in connection.execute(query)]
+
+    def counts(self, project: str | None = None) -> dict[tuple[str, str], int]:
+        """Rows by (kind, state)."""
+        query = select(work.c.kind, work.c.state, func.count()).group_by(work.c.kind, work.c.state)
+        if project is not None:
+            query = query.where(work.c.project == project)
+        with self._reader.connect() as connection:
+            return {(kind, state): n for kind, state, n in connection.execute(query)}
+
+    def unfinished(self, kind: Kind, project: str) -> int:
+        """Rows of a project that are due or running."""
+        query = select(func.count()).where(
+            work.c.kind == kind, work.c.project == project, work.c.state.in_(("due", "running"))
+        )
+        with self._reader.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def forget(self, connection: Connection, kinds: Sequence[Kind], subjects: Sequence[str]) -> None:
+        connection.execute(delete(work).where(work.c.kind.in_(kinds), work.c.subject.in_(subjects)))
+
+    @staticmethod
+    def _mine(claim: Claim) -> Any:
+        return update(work).where(work.c.id == claim.id, work.c.fence == claim.fence, work.c.state == "running")
+
+    @staticmethod
+    def _orderly() -> dict[str, Any]:
+        now = time.time()
+        return {
+            "stage": "",
+            "error": "",
+            "worker": "",
+            "crashes": 0,
+            "tries": 0,
+            "lease_until": 0.0,
+            "next_at": now,
+            "updated_at": now,
+        }
+
+
+def insert(connection: Connection, table: Any) -> Any:
+    """`INSERT` of the connection's dialect: both know `on_conflict_…`."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def reader(engine: Engine) -> Engine:
+    """The same engine for transactions that only read: on SQLite they do not wait for writers."""
+    return engine.execution_options(reads=True)

@@ -1,0 +1,122 @@
+"""The ledger's tables. SQLite on one machine, PostgreSQL on many: nothing here is special to either.
+
+Times are seconds since 1970 (float); frames are counted from 0.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+# SQLite numbers rows by itself only where the key is called INTEGER
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("uid", Text, primary_key=True),  # Label Studio's "<id>.<created_at>": ids alone are reused
+    Column("label_studio_id", Integer, nullable=False),
+    Column("title", Text, nullable=False, server_default=""),
+    Column("label_config", Text, nullable=False, server_default=""),
+    Column("created_at", Float, nullable=False),
+)
+
+videos = Table(
+    "videos",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
+    Column("task", Integer, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("data", Text, nullable=False),  # the task's data, JSON: the frame rate may stand there
+    Column("fps", Text),  # a fraction, "30000/1001"
+    Column("frame_count", Integer),
+    Column("duration_s", Float),
+    Column("width_px", Integer),
+    Column("height_px", Integer),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("project", "task"),
+)
+
+keyframes = Table(
+    "keyframes",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),  # lookalike.records.keyframe_id
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("frame_index", Integer, nullable=False),
+    Column("time_s", Float, nullable=False),
+    Column("sharpness", Float, nullable=False),
+    Column("first_frame", Integer, nullable=False),
+    Column("last_frame", Integer, nullable=False),
+    Column("fingerprint", BigInteger, nullable=False),
+)
+
+vectors = Table(
+    "vectors",
+    metadata,
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("dim", Integer, nullable=False),
+    Column("keyframe_ids", LargeBinary, nullable=False),  # (n,) int64
+    Column("matrix", LargeBinary, nullable=False),  # (n, dim) float16
+)
+
+clusterings = Table(
+    "clusterings",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("fitted", Integer, nullable=False),  # keyframes there were at the last full fit
+    Column("keyframe_ids", LargeBinary, nullable=False),  # (n,) int64, ascending
+    Column("clusters", LargeBinary, nullable=False),  # (n,) int64
+    Column("centroids", LargeBinary, nullable=False),  # (k,) int64
+    Column("similarity", LargeBinary, nullable=False),  # (n,) float32
+)
+
+predictions = Table(  # what Label Studio should hold for a video, and what it holds
+    "predictions",
+    metadata,
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), primary_key=True),
+    Column("body", Text, nullable=False),  # JSON
+    Column("digest", Text, nullable=False),
+    Column("delivered", Text, nullable=False, server_default=""),  # the digest that Label Studio has
+    Column("answered_at", Float, nullable=False, server_default="0"),  # last given out by /predict
+)
+
+work = Table(  # everything that is to be done, or was
+    "work",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),  # a video's id or a project's uid
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
+    Column("state", Text, nullable=False),  # due, running, done, failed
+    Column("stage", Text, nullable=False, server_default=""),  # where a running job is
+    Column("wanted", Integer, nullable=False),  # times asked for …
+    Column("done", Integer, nullable=False, server_default="0"),  # … and the asking that was last served
+    Column("crashes", Integer, nullable=False, server_default="0"),  # claims in a row that came to no orderly end
+    Column("tries", Integer, nullable=False, server_default="0"),  # orderly "not now" in a row
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("worker", Text, nullable=False, server_default=""),
+    Column("lease_until", Float, nullable=False, server_default="0"),
+    Column("next_at", Float, nullable=False),
+    Column("error", Text, nullable=False, server_default=""),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("kind", "subject"),
+    Index("work_by_state", "state", "next_at"),
+    Index("work_by_project", "project", "kind", "state"),
+)
