@@ -77,6 +77,8 @@ class LabelStudioError(LookalikeError):
 class LabelStudioRefused(LabelStudioError):
     """Label Studio does not accept our token."""
 
+    temporary = True  # the work waits until somebody has mended the token
+
 
 class LabelStudioNotFound(LabelStudioError):
     """The task or project does not exist (any more)."""

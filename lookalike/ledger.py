@@ -1,7 +1,7 @@
 """The ledger of work: what is to be done, who is at it, and what became of it.
 
 A row of work is asked for (`want`), claimed by one worker for a while (`claim`, `renew`), and comes to one of three
-orderly ends: `finish`, `later`, `fail`. A worker that dies leaves a lease behind that runs out, or that the supervisor
+ends: `finish`, `later`, `fail` (or `stumble`, over a bug). A worker that dies leaves a lease behind that runs out, or that the supervisor
 releases. Each claim raises the row's fence; a worker whose fence is no longer the row's has lost its claim, and nothing
 it writes is kept. The queue server only wakes workers up: losing it loses nothing.
 
@@ -154,9 +154,10 @@ class Ledger:
             and_(work.c.state == "running", work.c.lease_until <= now),
         )
         poison = and_(work.c.id == work_id, free, work.c.crashes >= max_crashes)
-        reason = (
-            f"set aside: it stopped {max_crashes} workers in a row without a word (out of memory, or a crash in a "
-            "decoder); retry it when the file or the machine has changed"
+        reason = case(
+            (work.c.error != "", f"set aside after {max_crashes} failures in a row; the last: " + work.c.error),
+            else_=f"set aside: it stopped {max_crashes} workers in a row without a word (out of memory, or a crash "
+            "in native code); retry it when the file or the machine has changed",
         )
         take = (
             update(work)
@@ -222,6 +223,13 @@ class Ledger:
         with self._engine.begin() as connection:
             connection.execute(self._mine(claim).values(values))
 
+    def stumble(self, claim: Claim, reason: str) -> None:
+        """An error that nobody foresaw: try again, but count it like a crash."""
+        now = time.time()
+        values = {"state": "due", "stage": "", "error": reason, "worker": "", "lease_until": 0.0, "updated_at": now}
+        with self._engine.begin() as connection:
+            connection.execute(self._mine(claim).values({**values, "next_at": now + _RETRY_FIRST_S}))
+
     def fail(self, claim: Claim, reason: str) -> None:
         """Never: set aside with its reason, until somebody asks again."""
         with self._engine.begin() as connection:
@@ -259,10 +267,9 @@ class Ledger:
             return {(kind, state): n for kind, state, n in connection.execute(query)}
 
     def unfinished(self, kind: Kind, project: str) -> int:
-        """Rows of a project that are due or running."""
-        query = select(func.count()).where(
-            work.c.kind == kind, work.c.project == project, work.c.state.in_(("due", "running"))
-        )
+        """Rows of a project that are running, or due and not put off: what will be there soon."""
+        soon = or_(work.c.state == "running", and_(work.c.state == "due", work.c.tries == 0))
+        query = select(func.count()).where(work.c.kind == kind, work.c.project == project, soon)
         with self._reader.connect() as connection:
             return int(connection.execute(query).scalar_one())
 

@@ -23,7 +23,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from lookalike.errors import QueueError, SettingsError
-from lookalike.ledger import KINDS, SLOW, Kind, Work
+from lookalike.ledger import KINDS, SLOW, Kind, Ledger, Work
 
 #: a worker listens to one queue only: RQ keeps a popped job safe only then
 NAMES = ("videos", "projects")
@@ -115,6 +115,10 @@ class Queue:
                     )
                     kicked += 1
         return kicked
+
+    def kick_due(self, ledger: Ledger) -> int:
+        """Wake workers for whatever the ledger says is due; how many jobs were added."""
+        return sum(self.kick(ledger.due(kinds_of(name), WINDOW)) for name in NAMES)
 
     def depth(self) -> dict[str, int]:
         """Jobs that wait, by queue."""

@@ -76,6 +76,7 @@ class Extraction:
     facts: VideoFacts
     keyframes: tuple[Keyframe, ...]
     cuts: tuple[int, ...]  # first frame of each shot but the first
+    fingerprints: tuple[int, ...] = ()  # one per keyframe: 64 bits, signed, near-duplicates differ in few of them
     seconds: dict[str, float] = field(default_factory=dict)  # by step
 
 

@@ -53,6 +53,7 @@ class Settings:
     # the backend
     host: str = _setting("127.0.0.1", "address that the backend binds to")
     port: int = _setting(9090, "port that the backend binds to", low=1, high=65535)
+    connect_url: str = _setting("", "address of the backend as Label Studio reaches it; empty: http://host:port")
     basic_auth_user: str = _setting("", "user name that Label Studio must send; needed to bind beyond loopback")
     basic_auth_pass: str = _setting("", "password that Label Studio must send", secret=True)
 
@@ -99,7 +100,7 @@ class Settings:
                 raise SettingsError(f"{f.name} must be {bounds}, got {value}")
         if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
             raise SettingsError("basic_auth_user and basic_auth_pass go together: set both or none")
-        for name in ("label_studio_url", "public_url"):
+        for name in ("label_studio_url", "public_url", "connect_url"):
             url = getattr(self, name)
             if url and not url.startswith(("http://", "https://")):
                 raise SettingsError(f"{name} must start with http:// or https://, got {url!r}")
@@ -148,7 +149,7 @@ class Settings:
 
     @property
     def backend_url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return self.connect_url.rstrip("/") or f"http://{self.host}:{self.port}"
 
     @property
     def page_url(self) -> str:
@@ -157,6 +158,16 @@ class Settings:
     @property
     def keyframes_dir(self) -> Path:
         return self.data_dir / "keyframes"
+
+
+def plain_environment() -> dict[str, str]:
+    """This process's environment for programs that are not ours: without our settings and secrets.
+
+    Label Studio reads bare HOST, PORT, DEBUG, … too, so these stay out as well.
+    """
+    stray = {"HOST", "PORT", "DEBUG", "USERNAME", "PASSWORD", "USER_TOKEN", "LOG_LEVEL"}
+    prefixes = (PREFIX, "LABEL_STUDIO_", "HEARTEX_", "DJANGO_")
+    return {k: v for k, v in os.environ.items() if k not in stray and not k.startswith(prefixes)}
 
 
 def _read(name: str, text: str, default: Any) -> Any:

@@ -73,7 +73,7 @@ class PredictRequest:
 
 @dataclass(frozen=True, slots=True)
 class SetupRequest:
-    """Body of POST /setup. The access token in it is left out: it is of the kind that Label Studio refuses by default."""
+    """Body of POST /setup, without its access token: that is of the kind which Label Studio refuses by default."""
 
     project_uid: str | None
     label_config: str
@@ -228,6 +228,11 @@ def choices_result(
     if not categories:
         return []
     return [_region(config, key, "choices", {"choices": list(categories)}, score, note)]
+
+
+def model_version(embedder: str) -> str:
+    """The version that all our predictions carry: one per installation, so that rows do not pile up per version."""
+    return "lookalike-" + re.sub(r"[^A-Za-z0-9._-]+", "-", embedder).strip("-")
 
 
 def prediction(result: Sequence[Json], score: float | None, model_version: str) -> Json:
@@ -417,9 +422,7 @@ def _end_frame(segment: Segment, fps: Fraction, duration_s: float) -> int:
     return frame_count(duration_s if end_s + length_s / 2 > duration_s else end_s, fps)
 
 
-def _region(
-    config: LabelConfig, key: str, kind: str, value: Json, score: float | None, note: str
-) -> Json:
+def _region(config: LabelConfig, key: str, kind: str, value: Json, score: float | None, note: str) -> Json:
     region: Json = {
         "id": key,
         "from_name": config.from_name,
@@ -465,17 +468,14 @@ def _times_of(value: Mapping[str, Any], fps: Fraction) -> Iterator[tuple[float, 
     for span in ranges:
         if not isinstance(span, Mapping):
             raise RequestError(f"a range must be an object, got {_show(span)}")
-        start, end = span.get("start"), span.get("end")
-        if not _is_frame(start) or not _is_frame(end):
-            raise RequestError(f"a range must have start and end frames of 1 or more, got {_show(span)}")
-        if end < start:
-            start, end = end, start
-        first_s, last_s = ((Fraction(math.floor(f)) / fps - _clock(fps)) for f in (start - 1, end))
-        yield max(0.0, float(first_s)), float(last_s)
+        start, end = sorted((_frame(span.get("start")), _frame(span.get("end"))))
+        yield max(0.0, float((start - 1) / fps - _clock(fps))), float(end / fps - _clock(fps))
 
 
-def _is_frame(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 2**53
+def _frame(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2**53:
+        raise RequestError(f"start and end of a range must be frame numbers of 1 or more, got {_show(value)}")
+    return math.floor(value)
 
 
 # --- steps: requests ---
@@ -526,7 +526,7 @@ def _id(value: Any, what: str) -> int:
 def _uid(value: Any) -> str | None:
     if value is None or value == "":
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int) or not re.fullmatch(r"\d{1,18}(\.\d{1,18})?", str(value)):
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?", str(value)):
         raise RequestError(f"project must be text such as 2.1795418028, got {_show(value)}")
     return str(value)
 

@@ -1,0 +1,146 @@
+"""`lookalike doctor`: what is wrong between Label Studio, the backend and the workers, and how to mend it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import requests
+
+from lookalike import wire
+from lookalike.errors import LabelConfigError, LabelStudioError, LookalikeError
+from lookalike.label_studio import LabelStudio
+from lookalike.queue import Queue, redis_url
+from lookalike.records import Json
+from lookalike.settings import Settings
+from lookalike.store import open_store
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    trouble: str  # empty: all is well
+    fact: str = ""
+
+    def __str__(self) -> str:
+        return f"wrong  {self.subject}: {self.trouble}" if self.trouble else f"ok     {self.subject}: {self.fact}"
+
+
+@click.command()
+@click.option("--label-studio", "label_studio_url", help="Address of Label Studio.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept.  [default: .lookalike]")
+@click.option("--project", type=int, help="Look at this project only.")
+@click.option("--connect", is_flag=True, help="Connect the project to the backend, if it is not.")
+def command(label_studio_url: str | None, data_dir: Path | None, project: int | None, connect: bool) -> None:
+    """Look at every part of the connection; exit status 1 if anything is wrong."""
+    settings = Settings.from_environment(label_studio_url=label_studio_url, data_dir=data_dir)
+    wrong = False
+    for finding in examine(settings, project, connect=connect):
+        click.echo(str(finding))
+        wrong = wrong or bool(finding.trouble)
+    sys.exit(1 if wrong else 0)
+
+
+def examine(settings: Settings, only_project: int | None = None, *, connect: bool = False) -> Iterator[Finding]:
+    """Look from the inside out: ledger, queue, backend, Label Studio, token, each project."""
+    yield _own(settings, "ledger")
+    yield _own(settings, "queue server")
+    yield _backend(settings)
+    if not settings.label_studio_url:
+        yield Finding("Label Studio", "its address is not set: lookalike doctor --label-studio URL")
+        return
+    if not settings.label_studio_token:
+        yield Finding(
+            "token",
+            "none is set; in Label Studio make a personal access token under Account & Settings, put it in a file and "
+            "name that in LOOKALIKE_LABEL_STUDIO_TOKEN_FILE",
+        )
+        return
+    try:
+        studio = LabelStudio(settings.label_studio_url, settings.label_studio_token)
+        yield Finding("Label Studio", "", f"{settings.label_studio_url} runs {studio.version()}")
+        yield Finding("token", "", f"acts as {studio.whoami()['email']}")
+        found = [studio.project(only_project)] if only_project else studio.projects()
+        if not found:
+            yield Finding("projects", "this account sees none; make one with the video_timeline.xml configuration")
+        for project in found:
+            yield from _project(studio, settings, project, connect=connect)
+    except LabelStudioError as error:
+        yield Finding("Label Studio", str(error))
+
+
+def _own(settings: Settings, subject: str) -> Finding:
+    try:
+        if subject == "ledger":
+            open_store(settings.sqlalchemy_url).ping()
+        else:
+            Queue(redis_url(settings.redis_url, settings.data_dir)).ping()
+    except LookalikeError as error:
+        return Finding(subject, f"{error}; is 'lookalike up' running?")
+    return Finding(subject, "", "answers")
+
+
+def _backend(settings: Settings) -> Finding:
+    try:
+        answer = requests.get(f"{settings.backend_url}/health", timeout=3)
+    except requests.RequestException as error:
+        return Finding(
+            "backend", f"{settings.backend_url} does not answer ({type(error).__name__}); start it with 'lookalike up'"
+        )
+    if answer.status_code != 200 or "Lookalike" not in answer.text:
+        return Finding("backend", f"what answers at {settings.backend_url} is not Lookalike; another program's port?")
+    return Finding("backend", "", f"{settings.backend_url} is up")
+
+
+def _project(studio: LabelStudio, settings: Settings, project: Json, *, connect: bool) -> Iterator[Finding]:
+    subject = f"project {project['id']} {project['title']!r}"
+    try:
+        config = wire.parse_label_config(project["label_config"])
+    except LabelConfigError as error:
+        yield Finding(subject, str(error))
+        return
+    if config.reserved is None:
+        yield Finding(
+            f"{subject} labels",
+            f"no label marks clusters that nobody has named yet; add <Label value={wire.RESERVED_CATEGORY!r}/> "
+            f"to {config.from_name}",
+        )
+    backends = studio.ml_backends(project["id"])
+    ours = [backend for backend in backends if backend["url"].rstrip("/") == settings.backend_url]
+    if not ours and connect:
+        auth = (settings.basic_auth_user, settings.basic_auth_pass) if settings.basic_auth_user else None
+        try:
+            ours = [studio.connect_ml(project["id"], settings.backend_url, wire.model_version(settings.embedder), auth)]
+        except LabelStudioError as error:
+            yield Finding(subject, str(error))
+            return
+    if not ours:
+        others = f" (it has {', '.join(b['url'] for b in backends)})" if backends else ""
+        yield Finding(
+            subject,
+            f"is not connected to {settings.backend_url}{others}; in its Settings, Model, connect a model at that "
+            f"address, or: lookalike doctor --project {project['id']} --connect",
+        )
+        return
+    if backends[:1] and backends[0]["url"].rstrip("/") != settings.backend_url:
+        yield Finding(
+            subject, f"Label Studio asks only the first of its models, {backends[0]['url']}; disconnect that one"
+        )
+    state = ours[0].get("state", "")
+    if state not in ("CO", "Connected", ""):
+        why = ours[0].get("error_message") or "no reason given"
+        yield Finding(subject, f"Label Studio says that the model is {state}: {why}")
+    hooks = [hook for hook in studio.webhooks(project["id"]) if hook["url"] == f"{settings.backend_url}/webhook"]
+    if not hooks:
+        yield Finding(
+            subject,
+            "has no webhook to the backend, so imports and labels are noticed late. Label Studio refused its address: "
+            "start it with LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false, then disconnect and connect the model again",
+        )
+    else:
+        yield Finding(subject, "", f"connected, fills {config.control_tag} {config.from_name!r}")

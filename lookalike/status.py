@@ -1,0 +1,58 @@
+"""`lookalike status`: what is queued, running, done and failed, and why."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from lookalike.settings import Settings
+from lookalike.store import open_store
+
+
+@click.command()
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept.  [default: .lookalike]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--retry", is_flag=True, help="Ask again for everything that failed.")
+def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
+    """Show where each project's videos are, and the reason of each that failed."""
+    settings = Settings.from_environment(data_dir=data_dir)
+    store = open_store(settings.sqlalchemy_url)
+    if retry:
+        click.echo(f"asked again for {store.ledger.retry()} rows of work")
+    report = []
+    for project in store.projects():
+        videos = store.video_status(project.uid)
+        report.append(
+            {
+                "project": project.label_studio_id,
+                "title": project.title,
+                "videos": dict(Counter(video.state for video in videos)),
+                "failed": [asdict(video) for video in videos if video.state == "failed"],
+                "waiting": [asdict(video) for video in videos if video.error and video.state != "failed"],
+            }
+        )
+    if as_json:
+        click.echo(json.dumps({"projects": report}))
+        return
+    if not report:
+        click.echo("no project yet: connect one to the ML backend in Label Studio, under Settings, Model")
+    for row in report:
+        states = ", ".join(f"{count} {state}" for state, count in sorted(row["videos"].items())) or "no videos"
+        click.echo(f"project {row['project']} {row['title']!r}: {states}")
+        for video in row["failed"]:
+            click.echo(f"  task {video['task']} failed {_ago(video['updated_at'])}: {video['error']}")
+        for video in row["waiting"]:
+            click.echo(f"  task {video['task']} waits ({video['state']}): {video['error']}")
+
+
+def _ago(when: float) -> str:
+    seconds = max(0.0, time.time() - when)
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {name} ago"
+    return "just now"

@@ -1,0 +1,408 @@
+"""The product, read aloud: what happens to a video, and to a project, from Label Studio and back.
+
+    sync      read a project's tasks from Label Studio, so that a lost webhook is found
+    video     fetch → keyframes → embeddings, kept in one transaction
+    cluster   group all keyframes of a project, cut every timeline into segments
+    deliver   make Label Studio hold exactly the prediction that the ledger holds
+
+Each job is a name and the id of a row of work. It claims the row, does its work, and keeps its results only if the
+claim still holds. Every job may run twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lookalike import wire
+from lookalike.errors import (
+    LabelConfigError,
+    LabelStudioNotFound,
+    LookalikeError,
+    MediaError,
+    MediaUnreachable,
+    QueueError,
+    SettingsError,
+)
+from lookalike.label_studio import LabelStudio
+from lookalike.ledger import Claim, ClaimLost
+from lookalike.queue import Queue, redis_url
+from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe, LabelConfig, Media
+from lookalike.settings import Settings
+from lookalike.store import Project, Store, StoredVideo, open_store
+from workers import clustering, keyframes, media, timeline
+from workers.embedders import Embedder, open_embedder
+
+log = logging.getLogger("lookalike.jobs")
+
+#: pictures in memory at a time while a video is embedded
+_PICTURES = 64
+#: a project is clustered afresh when it has grown by this factor; in between, new keyframes join what is there
+_REFIT_GROWTH = 1.5
+_REFIT_GROWTH_AT_REST = 1.1
+
+
+def video(work_id: int) -> None:
+    """Fetch a video, find its keyframes, embed them."""
+    _run(work_id, _video)
+
+
+def cluster(work_id: int) -> None:
+    """Group a project's keyframes and compose its predictions."""
+    _run(work_id, _cluster)
+
+
+def deliver(work_id: int) -> None:
+    """Bring one prediction to Label Studio."""
+    _run(work_id, _deliver)
+
+
+def sync(work_id: int) -> None:
+    """Read a project from Label Studio."""
+    _run(work_id, _sync)
+
+
+@dataclass
+class Workplace:
+    """What a worker process keeps open from job to job: the store, the queue, Label Studio, a warm model."""
+
+    settings: Settings
+    store: Store
+    queue: Queue
+    name: str
+
+    @functools.cached_property
+    def label_studio(self) -> LabelStudio | None:
+        settings = self.settings
+        if not settings.label_studio_url:
+            return None
+        return LabelStudio(settings.label_studio_url, settings.label_studio_token)
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        settings = self.settings
+        return open_embedder(
+            settings.embedder,
+            device=settings.device,
+            batch_size=settings.batch_size,
+            cache_dir=settings.data_dir / "models",
+        )
+
+    def kick(self) -> None:
+        """Wake whoever can go on; the supervisor's reconciler does the same a moment later."""
+        try:
+            self.queue.kick_due(self.store.ledger)
+        except QueueError as error:
+            log.warning("%s; the ledger remembers the work", error)
+
+
+_workplace: Workplace | None = None
+
+
+def open_workplace(settings: Settings, name: str) -> Workplace:
+    """Open this process's workplace; once, before the first job."""
+    global _workplace
+    queue = Queue(redis_url(settings.redis_url, settings.data_dir))
+    _workplace = Workplace(settings, open_store(settings.sqlalchemy_url), queue, name)
+    return _workplace
+
+
+# --- the jobs ---
+
+
+def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    video = place.store.video(int(claim.subject))
+    if video is None:
+        return place.store.ledger.finish(claim)
+    settings = place.settings
+    _check_disk(settings)
+
+    stage("fetching")
+    downloads = settings.data_dir / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    path = media.fetch(Media(video.project, video.task, video.url), downloads, settings, place.label_studio)
+    try:
+        stage("extracting")
+        pictures = picture_folder(settings, video.id)
+        extraction: Extraction = media.run_guarded(
+            keyframes.extract,
+            path,
+            video.id,
+            pictures,
+            keyframe_options(settings),
+            timeout_s=settings.decode_timeout_s,
+            memory_mb=settings.decode_memory_mb,
+        )
+        stage("embedding")
+        embeddings = embed_pictures(place.embedder, extraction.keyframes, pictures)
+        place.store.put_extraction(claim, extraction, embeddings)
+    finally:
+        if path.is_relative_to(downloads):
+            path.unlink(missing_ok=True)
+
+
+def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    project = place.store.project(claim.project)
+    if project is None:
+        return place.store.ledger.finish(claim)
+    settings, model = place.settings, place.settings.embedder
+    stage("clustering")
+    waiting = place.store.ledger.unfinished("video", project.uid)
+    known = place.store.clustering(project.uid, model)
+    embeddings = place.store.load_embeddings(project.uid, model)
+    grouped, fitted = regroup(known, embeddings, at_rest=waiting == 0, k=settings.clusters, seed=settings.seed)
+
+    config = _label_config(project)
+    moved = timeline.moved_videos(known[0] if known else None, grouped)
+    bodies: dict[int, Json] = {}
+    if config is not None:
+        # the sizes of clusters, told in every segment, are brought up to date once nothing more is to come
+        chosen = [video for video in place.store.videos(project.uid) if waiting == 0 or video.id in moved]
+        bodies = compose(place.store, config, chosen, grouped, wire.model_version(model))
+    place.store.put_clustering(claim, model, grouped, fitted, bodies)
+
+
+def _deliver(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    video = place.store.video(int(claim.subject))
+    found = place.store.predictions(claim.project, [video.task]) if video else {}
+    if video is None or video.task not in found:
+        return place.store.ledger.finish(claim)
+    if place.label_studio is None:
+        raise SettingsError("label_studio_url is not set, so predictions only go out when Label Studio asks for them")
+    prediction = found[video.task]
+    stage("delivering")
+    try:
+        place.label_studio.put_prediction(video.task, prediction.body)
+    except LabelStudioNotFound:
+        forget_videos(place.store, place.settings, claim.project, [video.task])
+        return
+    place.store.put_delivered(claim, prediction.digest)
+
+
+def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    project = place.store.project(claim.project)
+    if project is None or place.label_studio is None:
+        return place.store.ledger.finish(claim)
+    studio, store = place.label_studio, place.store
+    stage("reading")
+    try:
+        found = studio.project(project.label_studio_id)
+    except LabelStudioNotFound:
+        found = {}
+    if not found or wire.project_uid(found["id"], found["created_at"]) != project.uid:
+        # gone, or its id is another project's by now: Label Studio's SQLite uses ids again
+        tasks = [video.task for video in store.videos(project.uid)]
+        forget_videos(store, place.settings, project.uid, tasks)
+        store.delete_project(project.uid)
+        return
+    if found["label_config"] != project.label_config:
+        store.put_project(Project(project.uid, project.label_studio_id, found["title"], found["label_config"]))
+        store.want("cluster", project.uid)
+        project = store.project(project.uid) or project
+    config = _label_config(project)
+    if config is not None:
+        alive: set[int] = set()
+        new: list[tuple[int, str, Json]] = []
+        for task in studio.tasks(project.label_studio_id):
+            alive.add(task["id"])
+            url = task["data"].get(config.data_key)
+            if isinstance(url, str) and url:
+                new.append((task["id"], url, task["data"]))
+        store.add_videos(project.uid, new)
+        gone = [video.task for video in store.videos(project.uid) if video.task not in alive]
+        forget_videos(store, place.settings, project.uid, gone)
+    if place.settings.basic_auth_user:
+        # the hook that Label Studio made by itself carries no login
+        login = f"{place.settings.basic_auth_user}:{place.settings.basic_auth_pass}".encode()
+        headers = {"Authorization": f"Basic {base64.b64encode(login).decode()}"}
+        studio.register_webhook(project.label_studio_id, f"{place.settings.backend_url}/webhook", headers)
+    store.ledger.finish(claim)
+
+
+# --- the steps, as the command line takes them too ---
+
+
+def keyframe_options(settings: Settings) -> keyframes.KeyframeOptions:
+    return keyframes.KeyframeOptions(
+        mode=settings.keyframe_mode,
+        share=settings.keyframe_share,
+        width_px=settings.keyframe_width_px,
+        max_pixels=settings.max_pixels,
+        max_duration_s=settings.max_duration_s,
+    )
+
+
+def embed_pictures(embedder: Embedder, found: Sequence[Keyframe], folder: Path) -> Embeddings:
+    """Vectors of the keyframes' pictures, (n, d) float32, a few pictures in memory at a time."""
+    parts = [np.zeros((0, embedder.dim), np.float32)]
+    for at in range(0, len(found), _PICTURES):
+        pictures = [read_picture(folder / f"{frame.frame_index:07d}.jpg") for frame in found[at : at + _PICTURES]]
+        parts.append(embedder.embed(pictures))
+    ids = np.asarray([frame.id for frame in found], dtype=np.int64)
+    return Embeddings(ids, np.concatenate(parts), embedder.name)
+
+
+def read_picture(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """(h, w, 3) RGB."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    if picture is None:
+        raise MediaError(f"the keyframe picture {path.name} is missing or broken; ask for the video again")
+    return np.asarray(picture, dtype=np.uint8)
+
+
+def regroup(
+    known: tuple[Clustering, int] | None, embeddings: Embeddings, *, at_rest: bool, k: int, seed: int
+) -> tuple[Clustering, int]:
+    """(clustering of all keyframes, keyframes at its last full fit).
+
+    New keyframes join the clusters that there are, so that `c0007` keeps its meaning; the whole is fitted afresh, and
+    numbered as before where it can be, once it has grown enough.
+    """
+    n = len(embeddings.keyframe_ids)
+    if known is None:
+        return clustering.cluster(embeddings, k=k, seed=seed), n
+    before, fitted = known
+    if n >= fitted * (_REFIT_GROWTH_AT_REST if at_rest else _REFIT_GROWTH):
+        return clustering.renumber(before, clustering.cluster(embeddings, k=k, seed=seed)), n
+    old = np.isin(embeddings.keyframe_ids, before.keyframe_ids)
+    kept = np.isin(before.keyframe_ids, embeddings.keyframe_ids)
+    alive = np.isin(before.centroids, before.keyframe_ids[kept])
+    before = Clustering(
+        before.keyframe_ids[kept],
+        before.clusters[kept],
+        np.where(alive, before.centroids, -1),
+        before.similarity[kept],
+    )
+    if old.all():
+        return before, fitted
+    return (
+        clustering.extend(before, _subset(embeddings, old), _subset(embeddings, ~old), seed=seed),
+        fitted,
+    )
+
+
+def compose(
+    store: Store, config: LabelConfig, videos: Sequence[StoredVideo], grouped: Clustering, version: str
+) -> dict[int, Json]:
+    """The prediction of each video, by its id: its timeline cut into segments by cluster."""
+    if config.control_tag != "TimelineLabels" or config.reserved is None:
+        return {}
+    members = timeline.describe_members(grouped)
+    bodies: dict[int, Json] = {}
+    for some in _by(videos, 200):
+        frames = store.keyframes([video.id for video in some])
+        for video in some:
+            if video.duration_s is None:
+                continue
+            segments = timeline.cluster_segments(frames[video.id], grouped, config.reserved, members)
+            fps = wire.frame_rate_of(config, video.data)
+            result = wire.timeline_result(config, segments, fps, video.duration_s)
+            bodies[video.id] = wire.prediction(result, None, version)
+    return bodies
+
+
+def picture_folder(settings: Settings, video_id: int) -> Path:
+    return settings.keyframes_dir / f"{video_id:09d}"
+
+
+def forget_videos(store: Store, settings: Settings, project: str, tasks: Sequence[int]) -> None:
+    for video_id in store.delete_videos(project, tasks) if tasks else []:
+        shutil.rmtree(picture_folder(settings, video_id), ignore_errors=True)
+
+
+# --- the edge of a job ---
+
+
+def _run(work_id: int, job: Callable[[Workplace, Claim, Callable[[str], None]], None]) -> None:
+    """Claim, do, and let no error go unrecorded."""
+    place = _workplace
+    if place is None:
+        raise RuntimeError("open_workplace() comes before the first job")
+    settings, ledger = place.settings, place.store.ledger
+    claim = ledger.claim(work_id, place.name, lease_s=settings.lease_s, max_crashes=settings.max_attempts)
+    if claim is None:
+        return  # done, not due yet, or another worker's: the wake-up call came twice
+    started = time.monotonic()
+    outcome = "done"
+    try:
+        with _held(place, claim) as stage:
+            job(place, claim, stage)
+    except ClaimLost as error:
+        outcome = f"dropped: {error}"
+    except LookalikeError as error:
+        outcome = str(error)
+        if error.temporary:
+            ledger.later(claim, outcome)
+        else:
+            ledger.fail(claim, outcome)
+    except Exception as error:
+        outcome = f"{type(error).__name__}: {error}"
+        ledger.stumble(claim, outcome)
+        raise
+    finally:
+        seconds = time.monotonic() - started
+        log.info("%s %s project %s: %s (%.2f s)", claim.kind, claim.subject, claim.project, outcome, seconds)
+        place.kick()
+
+
+@contextmanager
+def _held(place: Workplace, claim: Claim) -> Iterator[Callable[[str], None]]:
+    """Renew the claim's lease from a thread while the job runs; yields the verb that tells where it is."""
+    lease_s, ledger = place.settings.lease_s, place.store.ledger
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(lease_s / 3):
+            try:
+                if not ledger.renew(claim, lease_s=lease_s):
+                    return
+            except Exception as error:  # the ledger may be busy or away for a moment; the fence protects what counts
+                log.warning("cannot renew the lease of %s %s: %s", claim.kind, claim.subject, error)
+
+    def stage(name: str) -> None:
+        if not ledger.renew(claim, lease_s=lease_s, stage=name):
+            raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield stage
+    finally:
+        over.set()
+        thread.join()
+
+
+def _check_disk(settings: Settings) -> None:
+    free_mb = shutil.disk_usage(settings.data_dir).free / 1e6
+    if free_mb < settings.disk_free_mb:
+        raise MediaUnreachable(
+            f"waiting for disk: {free_mb:.0f} MB free, disk_free_mb asks for {settings.disk_free_mb:.0f}"
+        )
+
+
+def _label_config(project: Project) -> LabelConfig | None:
+    try:
+        return wire.parse_label_config(project.label_config)
+    except LabelConfigError as error:
+        log.warning("project %s: %s", project.uid, error)
+        return None
+
+
+def _subset(embeddings: Embeddings, chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Embeddings:
+    return Embeddings(embeddings.keyframe_ids[chosen], embeddings.vectors[chosen], embeddings.model)
+
+
+def _by(videos: Sequence[StoredVideo], size: int) -> Iterator[Sequence[StoredVideo]]:
+    for at in range(0, len(videos), size):
+        yield videos[at : at + size]

