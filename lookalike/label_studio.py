@@ -289,6 +289,8 @@ class LabelStudio:
             return self._object("POST", "/api/webhooks/", json={"project": project_id, "url": url, **fields})
         for extra in known[1:]:
             self._call("DELETE", f"/api/webhooks/{extra['id']}/")
+        if all(known[0].get(key) == value for key, value in fields.items() if key != "is_active"):
+            return known[0]
         return self._object("PATCH", f"/api/webhooks/{known[0]['id']}/", json=fields)
 
     # --- tabs of the Data Manager ---

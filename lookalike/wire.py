@@ -32,8 +32,8 @@ RESERVED_CATEGORY = "Cluster (unnamed)"
 DEFAULT_FRAME_RATE = Fraction(24)
 
 _MAX_CONFIG_CHARS = 1_000_000
-#: Matroska rounds times to a millisecond, so a frame may seem to start half of one too early
-_CLOCK_S = Fraction(1, 2000)
+#: Matroska rounds times to a millisecond, so a frame may seem to start half of one too early; and a bit, for ties
+_CLOCK_S = Fraction(6, 10_000)
 #: (control, object) that we can fill, the best first
 _SHAPES = (("TimelineLabels", "Video"), ("Choices", "Video"), ("Choices", "Image"))
 _CHILD = {"TimelineLabels": "label", "Choices": "choice"}

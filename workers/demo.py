@@ -8,7 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import requests
@@ -79,12 +79,11 @@ def is_up(url: str) -> bool:
         return False
 
 
-def token_of(url: str, login: Login, path: Path) -> str:
-    """The first user's personal access token, made once."""
-    if not login.token:
-        login = Login(login.email, login.password, first_token(url, login.email, login.password))
-        login.save(path)
-    return login.token
+def with_token(url: str, login: Login, path: Path) -> Login:
+    """The login with its personal access token, made and remembered."""
+    login = replace(login, token=first_token(url, login.email, login.password))
+    login.save(path)
+    return login
 
 
 def set_up_project(

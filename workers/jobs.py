@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -42,7 +43,9 @@ from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, StoredVideo, open_store
 from workers import clustering, keyframes, media, timeline
-from workers.embedders import Embedder, open_embedder
+
+if TYPE_CHECKING:
+    from workers.embedders import Embedder
 
 log = logging.getLogger("lookalike.jobs")
 
@@ -91,6 +94,8 @@ class Workplace:
 
     @functools.cached_property
     def embedder(self) -> Embedder:
+        from workers.embedders import open_embedder  # torch: seconds and 300 MB that only video workers pay
+
         settings = self.settings
         return open_embedder(
             settings.embedder,
@@ -129,10 +134,10 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
     _check_disk(settings)
 
     stage("fetching")
-    downloads = settings.data_dir / "downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
-    path = media.fetch(Media(video.project, video.task, video.url), downloads, settings, place.label_studio)
+    downloads = settings.data_dir / "downloads" / str(video.id)  # two tasks may name one file
     try:
+        downloads.mkdir(parents=True, exist_ok=True)
+        path = media.fetch(Media(video.project, video.task, video.url), downloads, settings, place.label_studio)
         stage("extracting")
         pictures = picture_folder(settings, video.id)
         extraction: Extraction = media.run_guarded(
@@ -148,8 +153,7 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
         embeddings = embed_pictures(place.embedder, extraction.keyframes, pictures)
         place.store.put_extraction(claim, extraction, embeddings)
     finally:
-        if path.is_relative_to(downloads):
-            path.unlink(missing_ok=True)
+        shutil.rmtree(downloads, ignore_errors=True)
 
 
 def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:

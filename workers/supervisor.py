@@ -37,7 +37,9 @@ class Service:
     command: Callable[[int], Sequence[str]]  # from the number of the start, 0, 1, …
     environment: Mapping[str, str]
     stop_s: float = 30.0  # how long it may take to stop by itself
+    stop_last: bool = False  # others need it to end in order
     on_death: Callable[[int], None] = lambda _start: None
+    identity: str = ""  # what the first start calls itself, for workers
     # what is going on
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
@@ -60,13 +62,16 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, service: Service, ready: Callable[[], bool] = lambda: True, within_s: float = 30.0) -> None:
-        """Start a process and wait until it is ready.
+    def start(self, service: Service) -> None:
+        """Start a process and keep it going from now on."""
+        self._services.append(service)
+        self._spawn(service)
+
+    def wait(self, service: Service, ready: Callable[[], bool], within_s: float = 30.0) -> None:
+        """Wait until a process that was started is ready.
 
         Raises SetupError with the end of its log where it dies first or takes longer than `within_s`.
         """
-        self._services.append(service)
-        self._spawn(service)
         deadline = time.monotonic() + within_s
         while not ready():
             if service.process is None or service.process.poll() is not None:
@@ -97,20 +102,14 @@ class Supervisor:
                 self._spawn(service)
 
     def stop(self) -> None:
-        """Stop everything, last started first: politely, then by force."""
-        for service in reversed(self._services):
-            if service.process is not None and service.process.poll() is None:
+        """Stop everything, politely, then by force; what the others need to end in order (`stop_last`) comes last."""
+        for last in (False, True):
+            services = [s for s in reversed(self._services) if s.stop_last is last and s.process is not None]
+            for service in services:
+                assert service.process is not None
                 service.process.terminate()
-        for service in reversed(self._services):
-            if service.process is None:
-                continue
-            try:
-                service.process.wait(service.stop_s)
-            except subprocess.TimeoutExpired:
-                log.warning("%s did not stop within %.0f s and was killed", service.name, service.stop_s)
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(service.process.pid, signal.SIGKILL)
-                service.process.wait()
+            for service in services:
+                self._bury(service)
         self._services.clear()
 
     def log_of(self, service: Service) -> Path:
@@ -133,6 +132,16 @@ class Supervisor:
         service.starts += 1
         service.started_at = time.monotonic()
 
+    def _bury(self, service: Service) -> None:
+        assert service.process is not None
+        try:
+            service.process.wait(service.stop_s)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not stop within %.0f s and was killed", service.name, service.stop_s)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(service.process.pid, signal.SIGKILL)
+            service.process.wait()
+
     def _tail(self, service: Service) -> str:
         lines = self.log_of(service).read_text(errors="replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-8:])
@@ -151,7 +160,9 @@ def worker_services(settings: Settings, store: Store) -> list[Service]:
         def on_death(start: int, label: str = label) -> None:
             store.ledger.release(f"{label}-{start}")
 
-        services.append(Service(f"worker-{queue}-{number}", command, environment, on_death=on_death))
+        services.append(
+            Service(f"worker-{queue}-{number}", command, environment, on_death=on_death, identity=f"{label}-0")
+        )
     return services
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import shutil
 import signal
@@ -29,6 +30,7 @@ log = logging.getLogger("lookalike.up")
 
 _NEEDED_MB = 300.0
 _LABEL_STUDIO_WITHIN_S = 300.0  # its first start migrates a database: 30 to 70 s on two cores
+_WORKER_WITHIN_S = 600.0  # a model may have to be downloaded
 _PROGRESS_EVERY_S = 1.0
 
 
@@ -114,32 +116,48 @@ def _start(
 
     if not settings.redis_url:
         _start_valkey(supervisor, settings, until)
-    login_file = settings.data_dir / "login.json"
-    if with_demo:
-        login = demo.load_login(login_file)
-        port = int(settings.label_studio_url.rsplit(":", 1)[1])
-        first = not (settings.data_dir / "label-studio").exists()
-        _say("starting Label Studio" + (" for the first time: about a minute …" if first else " …"))
-        service = demo.label_studio_service(label_studio_bin.absolute(), settings.data_dir, port, login)
-        supervisor.start(service, until(lambda: demo.is_up(settings.label_studio_url)), _LABEL_STUDIO_WITHIN_S)
-        token = demo.token_of(settings.label_studio_url, login, login_file)
-        settings = settings.with_(label_studio_token=token)
-    _say("starting the backend and the workers …")
-    environment = {**plain_environment(), **settings.to_environment()}
-    backend = Service("backend", lambda _start: [sys.executable, "-m", "backend.serve"], environment)
-    supervisor.start(backend, until(lambda: demo.is_up(settings.backend_url)))
-    for service in worker_services(settings, store):
-        supervisor.start(service)
-    if with_demo:
-        studio = LabelStudio(settings.label_studio_url, settings.label_studio_token)
-        config = (Path(__file__).parent.parent / "label_config" / "video_timeline.xml").read_text()
-        project = demo.set_up_project(studio, settings, config, clips, wire.model_version(settings.embedder))
-        login = demo.load_login(login_file)
-        _say(f"\n  Label Studio  {settings.label_studio_url}/projects/{project['id']}/data")
-        _say(f"  login         {login.email}  password  {login.password}")
-        _say(f"  backend       {settings.backend_url}\n")
-    else:
+    if not with_demo:
+        _start_ours(supervisor, settings, store, until)
         _say(f"\n  serving {settings.label_studio_url}; connect a project to the model at {settings.backend_url}\n")
+        return
+
+    login_file = settings.data_dir / "login.json"
+    login = demo.load_login(login_file)
+    port = int(settings.label_studio_url.rsplit(":", 1)[1])
+    service = demo.label_studio_service(label_studio_bin.absolute(), settings.data_dir, port, login)
+    _say("starting everything …" if login.token else "starting Label Studio for the first time: about a minute …")
+    supervisor.start(service)
+    if not login.token:
+        supervisor.wait(service, until(lambda: demo.is_up(settings.label_studio_url)), _LABEL_STUDIO_WITHIN_S)
+        login = demo.with_token(settings.label_studio_url, login, login_file)
+        _say("starting the backend and the workers …")
+    settings = settings.with_(label_studio_token=login.token)
+    _start_ours(supervisor, settings, store, until)
+    supervisor.wait(service, until(lambda: demo.is_up(settings.label_studio_url)), _LABEL_STUDIO_WITHIN_S)
+    studio = LabelStudio(settings.label_studio_url, settings.label_studio_token)
+    config = (Path(__file__).parent.parent / "label_config" / "video_timeline.xml").read_text()
+    project = demo.set_up_project(studio, settings, config, clips, wire.model_version(settings.embedder))
+    _say(f"\n  Label Studio  {settings.label_studio_url}/projects/{project['id']}/data")
+    _say(f"  login         {login.email}  password  {login.password}")
+    _say(f"  backend       {settings.backend_url}\n")
+
+
+def _start_ours(
+    supervisor: Supervisor,
+    settings: Settings,
+    store: Store,
+    until: Callable[[Callable[[], bool]], Callable[[], bool]],
+) -> None:
+    """The backend and the workers, all at once; returns when each is ready."""
+    environment = {**plain_environment(), **settings.to_environment()}
+    backend = Service("backend", functools.partial(_constant, [sys.executable, "-m", "backend.serve"]), environment)
+    workers = worker_services(settings, store)
+    for service in (backend, *workers):
+        supervisor.start(service)
+    supervisor.wait(backend, until(lambda: demo.is_up(f"http://{settings.host}:{settings.port}")))
+    queue = Queue(redis_url(settings.redis_url, settings.data_dir))
+    for service in workers:
+        supervisor.wait(service, until(functools.partial(_is_working, queue, service)), _WORKER_WITHIN_S)
 
 
 def _serve(
@@ -215,9 +233,12 @@ def _start_valkey(
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             *("--maxmemory-policy", "noeviction", "--loglevel", "notice"),
         ]
-        service = Service(f"valkey{attempt or ''}", lambda _start, c=command: c, plain_environment())
+        service = Service(
+            f"valkey{attempt or ''}", functools.partial(_constant, command), plain_environment(), stop_last=True
+        )
         try:
-            supervisor.start(service, until(ready), 10)
+            supervisor.start(service)
+            supervisor.wait(service, until(ready), 10)
             return
         except SetupError as error:
             if attempt:
@@ -240,6 +261,14 @@ def _valkey_program() -> str:
             if path := shutil.which(name):
                 return path
     raise SetupError("no Valkey for this machine: install valkey-server or redis-server, or set LOOKALIKE_REDIS_URL")
+
+
+def _constant(command: list[str], _start: int) -> list[str]:
+    return command
+
+
+def _is_working(queue: Queue, service: Service) -> bool:
+    return service.identity in queue.workers()
 
 
 def _clips(settings: Settings, folder: Path | None) -> list[Path]:

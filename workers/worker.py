@@ -20,7 +20,7 @@ def main(queue_name: str, name: str) -> None:
     try:
         settings = Settings.from_environment()
         start_logging(settings)
-        from workers import jobs  # takes seconds: torch
+        from workers import jobs
 
         place = jobs.open_workplace(settings, name)
         if queue_name == "videos":

@@ -1,0 +1,3 @@
+"""What every test file may ask for."""
+
+pytest_plugins = ["tests.services"]

@@ -1,0 +1,114 @@
+"""Processes are started, watched, started again and stopped; none is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lookalike.errors import SetupError
+from workers.supervisor import Service, Supervisor
+
+_SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+def _service(command: list[str], name: str = "sleeper", **options: object) -> Service:
+    return Service(name, lambda _start: command, dict(os.environ), **options)  # type: ignore[arg-type]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait(check, within_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if check():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_supervisor__a_dead_process_is_started_again_and_its_death_is_told(tmp_path: Path) -> None:
+    deaths: list[int] = []
+    service = _service(_SLEEP, on_death=deaths.append)
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start(service)
+        assert service.process is not None
+        first = service.process.pid
+        os.kill(first, signal.SIGKILL)
+        service.process.wait()
+
+        def back() -> bool:
+            supervisor.watch()
+            return service.process is not None and service.process.pid != first
+
+        assert _wait(back, 5)
+        assert deaths == [0]
+
+
+def test_supervisor__stop_leaves_nothing(tmp_path: Path) -> None:
+    services = [_service(_SLEEP, "one"), _service(_SLEEP, "two")]
+    with Supervisor(tmp_path) as supervisor:
+        for service in services:
+            supervisor.start(service)
+        pids = [service.process.pid for service in services if service.process]
+    assert len(pids) == 2
+    assert not any(_alive(pid) for pid in pids)
+
+
+def test_supervisor__what_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    stubborn = [
+        sys.executable,
+        "-c",
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)",
+    ]
+    service = _service(stubborn, stop_s=0.3)
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start(service)
+        supervisor.wait(service, lambda: "up" in supervisor.log_of(service).read_text())
+        assert service.process is not None
+        pid = service.process.pid
+    assert not _alive(pid)
+
+
+def test_supervisor__a_process_that_dies_at_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    service = _service([sys.executable, "-c", "raise SystemExit('the disk is on fire')"])
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start(service)
+        with pytest.raises(SetupError, match="the disk is on fire"):
+            supervisor.wait(service, lambda: False, 10)
+
+
+def test_supervisor__not_ready_in_time_is_reported(tmp_path: Path) -> None:
+    service = _service(_SLEEP)
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start(service)
+        with pytest.raises(SetupError, match="not ready within"):
+            supervisor.wait(service, lambda: False, 0.3)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the death signal of a parent is Linux's")
+def test_supervisor__killed_itself__leaves_no_orphan(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from workers.supervisor import Service, Supervisor\n"
+        "s = Service('child', lambda n: [sys.executable, '-c', 'import time; time.sleep(60)'], dict(os.environ))\n"
+        f"Supervisor(Path({str(tmp_path)!r})).start(s)\n"
+        "print(s.process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert _alive(child)
+    parent.kill()
+    parent.wait()
+    assert _wait(lambda: not _alive(child), 2)

@@ -1,0 +1,72 @@
+"""From keyframes and clusters to segments."""
+
+import numpy as np
+
+from lookalike.records import Clustering, Keyframe, keyframe_id
+from workers.timeline import cluster_segments, describe_members, lookup, moved_videos
+
+
+def _frame(video: int, index: int, first: int, last: int) -> Keyframe:
+    return Keyframe(
+        keyframe_id(video, index), video, index, index / 10, 100.0, first, last, first_s=first / 10, last_s=last / 10
+    )
+
+
+def _clustering(ids: list[int], numbers: list[int], k: int) -> Clustering:
+    order = np.argsort(ids)
+    centroids = np.full(k, -1, np.int64)
+    for i, number in zip(ids, numbers, strict=True):
+        if number >= 0:
+            centroids[number] = i
+    return Clustering(
+        np.asarray(ids, np.int64)[order],
+        np.asarray(numbers, np.int64)[order],
+        centroids,
+        np.linspace(0.5, 1.0, len(ids), dtype=np.float32),
+    )
+
+
+def test_segments__neighbours_of_one_cluster_are_one_segment() -> None:
+    frames = [_frame(1, 5, 0, 9), _frame(1, 12, 10, 19), _frame(1, 25, 20, 29)]
+    grouped = _clustering([f.id for f in frames], [0, 0, 1], 2)
+    segments = cluster_segments(frames, grouped, "Cluster (unnamed)", describe_members(grouped))
+    assert [(s.first_frame, s.last_frame) for s in segments] == [(0, 19), (20, 29)]
+    assert [(s.first_s, s.last_s) for s in segments] == [(0.0, 1.9), (2.0, 2.9)]
+    assert segments[0].note == "c0000 · 2 keyframes like this in 1 video"
+    assert segments[1].note == "c0001 · 1 keyframe like this in 1 video"
+    assert segments[0].key != segments[1].key
+
+
+def test_segments__a_black_stretch_parts_two_segments_of_one_cluster() -> None:
+    frames = [_frame(1, 5, 0, 9), _frame(1, 25, 20, 29)]
+    grouped = _clustering([f.id for f in frames], [0, 0], 1)
+    segments = cluster_segments(frames, grouped, "x", describe_members(grouped))
+    assert [(s.first_frame, s.last_frame) for s in segments] == [(0, 9), (20, 29)]
+
+
+def test_segments__what_is_like_nothing_else_says_so() -> None:
+    frames = [_frame(1, 5, 0, 9), _frame(1, 15, 10, 19)]
+    grouped = _clustering([f.id for f in frames], [0, -1], 1)
+    segments = cluster_segments(frames, grouped, "x", describe_members(grouped))
+    assert segments[1].note == "c---- · like nothing else in this project"
+
+
+def test_describe_members__counts_keyframes_and_videos() -> None:
+    grouped = _clustering([keyframe_id(1, 0), keyframe_id(1, 9), keyframe_id(2, 0)], [0, 0, 0], 1)
+    assert describe_members(grouped)[0] == "3 keyframes like this in 2 videos"
+
+
+def test_moved_videos__only_those_whose_clusters_changed() -> None:
+    a, b, c = keyframe_id(1, 0), keyframe_id(2, 0), keyframe_id(3, 0)
+    before = _clustering([a, b], [0, 1], 2)
+    assert moved_videos(None, before) == {1, 2}
+    assert moved_videos(before, _clustering([a, b, c], [0, 1, 1], 2)) == {3}
+    assert moved_videos(before, _clustering([a, b], [0, 0], 2)) == {2}
+    assert moved_videos(before, before) == set()
+
+
+def test_lookup__unknown_keyframes_are_minus_two() -> None:
+    grouped = _clustering([keyframe_id(1, 3)], [0], 1)
+    numbers, similarity = lookup(grouped, np.asarray([keyframe_id(1, 3), keyframe_id(9, 9)]))
+    assert numbers.tolist() == [0, -2]
+    assert similarity[1] == 0
