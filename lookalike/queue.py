@@ -125,6 +125,11 @@ class Queue:
         with _translated():
             return {name: queue.count for name, queue in self._queues.items()}
 
+    def workers(self) -> set[str]:
+        """Names of the workers that are there."""
+        with _translated():
+            return {worker.name for worker in SimpleWorker.all(connection=self._redis)}
+
     def ping(self) -> None:
         """Raises QueueError where the server does not answer within 0.4 s."""
         with _translated():

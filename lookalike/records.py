@@ -60,6 +60,9 @@ class Keyframe:
     sharpness: float  # variance of the Laplacian of the grey picture, larger is sharper
     first_frame: int  # the span it stands for, 0-based, both ends included
     last_frame: int
+    first_s: float = 0.0  # when these two are shown
+    last_s: float = 0.0
+    shot: int = 0  # number of the shot it lies in, from 0
 
     def __post_init__(self) -> None:
         if not self.first_frame <= self.frame_index <= self.last_frame:

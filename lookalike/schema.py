@@ -49,6 +49,7 @@ videos = Table(
     Column("height_px", Integer),
     Column("created_at", Float, nullable=False),
     UniqueConstraint("project", "task"),
+    sqlite_autoincrement=True,  # an id is never used again: pictures and keyframe ids are made of it
 )
 
 keyframes = Table(
@@ -61,6 +62,9 @@ keyframes = Table(
     Column("sharpness", Float, nullable=False),
     Column("first_frame", Integer, nullable=False),
     Column("last_frame", Integer, nullable=False),
+    Column("first_s", Float, nullable=False),
+    Column("last_s", Float, nullable=False),
+    Column("shot", Integer, nullable=False),
     Column("fingerprint", BigInteger, nullable=False),
 )
 
@@ -111,12 +115,12 @@ work = Table(  # everything that is to be done, or was
     Column("tries", Integer, nullable=False, server_default="0"),  # orderly "not now" in a row
     Column("fence", Integer, nullable=False, server_default="0"),
     Column("worker", Text, nullable=False, server_default=""),
-    Column("lease_until", Float, nullable=False, server_default="0"),
-    Column("next_at", Float, nullable=False),
+    Column("next_at", Float, nullable=False),  # when a worker may claim it: a running row, when its lease has run out
     Column("error", Text, nullable=False, server_default=""),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     UniqueConstraint("kind", "subject"),
-    Index("work_by_state", "state", "next_at"),
+    Index("work_by_state", "kind", "state", "next_at"),
     Index("work_by_project", "project", "kind", "state"),
+    sqlite_autoincrement=True,  # nor is this one: a claim on a row that is gone must not fit a new row
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from lookalike.records import Json
 from lookalike.settings import Settings
 from lookalike.store import open_store
 
@@ -24,7 +25,7 @@ def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
     store = open_store(settings.sqlalchemy_url)
     if retry:
         click.echo(f"asked again for {store.ledger.retry()} rows of work")
-    report = []
+    report: list[Json] = []
     for project in store.projects():
         videos = store.video_status(project.uid)
         report.append(

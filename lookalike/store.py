@@ -10,7 +10,6 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Text, and_, cast, create_engine, delete, event, select, update
+from sqlalchemy import Connection, Text, and_, cast, create_engine, delete, event, func, select, update
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError
 
-from lookalike.errors import SettingsError, StoreError
+from lookalike.errors import SettingsError
 from lookalike.ledger import Claim, Kind, Ledger, insert, reader
+from lookalike.ledger import translated as translated
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
 from lookalike.schema import clusterings, keyframes, metadata, predictions, projects, vectors, videos, work
 
@@ -71,7 +71,7 @@ class VideoStatus:
     video: int
     task: int
     url: str
-    state: str  # queued, running stage, computed, delivered, failed
+    state: str  # queued, a running job's stage, clustering, delivering, delivered, failed
     error: str
     work: int
     updated_at: float
@@ -98,20 +98,13 @@ def open_store(url: str) -> Store:
         raise SettingsError(f"store_url needs the package {error.name}: pip install 'lookalike[postgresql]'") from None
     if backend == "sqlite":
         _prepare_sqlite(engine)
-    with translated():
-        metadata.create_all(engine)
+    with translated(), engine.begin() as connection:
+        if backend == "postgresql":
+            # the backend and the workers start at once: one makes the tables, the others wait for it; the number is
+            # any that nobody else locks by
+            connection.execute(select(func.pg_advisory_xact_lock(0x100CA11CE)))
+        metadata.create_all(connection)
     return Store(engine)
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Database errors as StoreError, with a sentence and without the statement's parameters."""
-    try:
-        yield
-    except OperationalError as error:
-        raise StoreError(f"the ledger cannot be used now: {str(error.orig).splitlines()[0]}") from error
-    except SQLAlchemyError as error:
-        raise StoreError(f"the ledger refused: {type(error).__name__}") from error
 
 
 class Store:
@@ -163,7 +156,7 @@ class Store:
         now = time.time()
         rows: list[dict[str, Any]] = [
             {"project": project, "task": task, "url": url, "data": json.dumps(data), "created_at": now}
-            for task, url, data in tasks
+            for task, url, data in sorted(tasks, key=lambda task: task[0])
         ]
         if not rows:
             return 0
@@ -178,8 +171,12 @@ class Store:
                 self.ledger.want(connection, "video", [(str(video), project) for video, _ in ids.values()], again=False)
             for row in moved:
                 video = known[row["task"]][0]
-                self._forget_results(connection, [video])
-                connection.execute(update(videos).where(videos.c.id == video).values(url=row["url"], data=row["data"]))
+                connection.execute(delete(predictions).where(predictions.c.video == video))
+                self._forget_results(connection, video)
+                connection.execute(delete(predictions).where(predictions.c.video == video))
+                unknown = dict.fromkeys(("fps", "frame_count", "duration_s", "width_px", "height_px"))
+                values = {"url": row["url"], "data": row["data"], **unknown}
+                connection.execute(update(videos).where(videos.c.id == video).values(values))
                 self.ledger.want(connection, "video", [(str(video), project)])
         return len(new) + len(moved)
 
@@ -189,18 +186,19 @@ class Store:
 
     def videos(self, project: str, tasks: Sequence[int] | None = None) -> list[StoredVideo]:
         condition = videos.c.project == project
-        if tasks is not None:
-            condition = and_(condition, videos.c.task.in_(tasks))
-        return self._videos(condition)
+        if tasks is None:
+            return self._videos(condition)
+        c = videos.c
+        return [video for some in _portions(tasks) for video in self._videos(and_(condition, c.task.in_(some)))]
 
     def delete_videos(self, project: str, tasks: Sequence[int]) -> list[int]:
         """Forget tasks that are gone; the ids of their videos, whose pictures may go too."""
         with translated(), self.engine.begin() as connection:
-            condition = and_(videos.c.project == project, videos.c.task.in_(tasks))
-            gone = [row[0] for row in connection.execute(select(videos.c.id).where(condition))]
+            gone = [video for video, _ in self._tasks(connection, project, tasks).values()]
+            for some in _portions(gone):
+                self.ledger.forget(connection, ("video", "deliver"), [str(video) for video in some])
+                connection.execute(delete(videos).where(videos.c.id.in_(some)))
             if gone:
-                self.ledger.forget(connection, ("video", "deliver"), [str(video) for video in gone])
-                connection.execute(delete(videos).where(videos.c.id.in_(gone)))
                 self.ledger.want(connection, "cluster", [(project, project)])
         return gone
 
@@ -214,7 +212,7 @@ class Store:
         video = int(claim.subject)
         facts = extraction.facts
         with translated(), self.ledger.finishing(claim) as connection:
-            self._forget_results(connection, [video])
+            self._forget_results(connection, video)
             connection.execute(
                 update(videos)
                 .where(videos.c.id == video)
@@ -238,6 +236,9 @@ class Store:
                             "sharpness": keyframe.sharpness,
                             "first_frame": keyframe.first_frame,
                             "last_frame": keyframe.last_frame,
+                            "first_s": keyframe.first_s,
+                            "last_s": keyframe.last_s,
+                            "shot": keyframe.shot,
                             "fingerprint": fingerprint,
                         }
                         for keyframe, fingerprint in zip(extraction.keyframes, extraction.fingerprints, strict=True)
@@ -259,7 +260,7 @@ class Store:
         """Keyframes by video, in the order shown."""
         found: dict[int, list[Keyframe]] = {video: [] for video in video_ids}
         c = keyframes.c
-        columns = (c.id, c.video, c.frame_index, c.time_s, c.sharpness, c.first_frame, c.last_frame)
+        columns = [c.video if name == "video_id" else c[name] for name in Keyframe.__dataclass_fields__]
         with translated(), self._reader.connect() as connection:
             for some in _portions(video_ids):
                 query = select(*columns).where(c.video.in_(some)).order_by(c.id)
@@ -345,23 +346,30 @@ class Store:
         now = time.time()
         mine: set[int] = set()
         with translated(), self.engine.begin() as connection:
-            for some in _portions(video_ids):
-                taken = connection.execute(
-                    update(predictions)
+            for some in _portions(sorted(video_ids)):
+                # locked in the order of their ids, as everywhere: PostgreSQL would let two callers wait for each other
+                free = (
+                    select(predictions.c.video)
                     .where(predictions.c.video.in_(some), predictions.c.answered_at < now - within_s)
-                    .values(answered_at=now, delivered="")
-                    .returning(predictions.c.video)
+                    .order_by(predictions.c.video)
+                    .with_for_update()
                 )
-                mine |= {row[0] for row in taken}
+                taken = connection.execute(free).scalars().all()
+                connection.execute(
+                    update(predictions).where(predictions.c.video.in_(taken)).values(answered_at=now, delivered="")
+                )
+                mine.update(taken)
             self.ledger.want(connection, "deliver", [(str(video), project) for video in mine], delay_s=within_s)
         return mine
 
     def put_delivered(self, claim: Claim, digest: str) -> None:
         """Label Studio has the prediction with this digest; ends the delivery."""
-        with translated(), self.ledger.finishing(claim) as connection:
+        with translated(), self.engine.begin() as connection:
+            # the prediction first and the work second, as `answering` locks them
             connection.execute(
                 update(predictions).where(predictions.c.video == int(claim.subject)).values(delivered=digest)
             )
+            self.ledger.finish(claim, connection)
 
     def _put_predictions(self, connection: Connection, project: str, bodies: Mapping[int, Json]) -> int:
         known = {
@@ -374,7 +382,7 @@ class Store:
         }
         alive = set(connection.execute(select(videos.c.id).where(videos.c.project == project)).scalars())
         changed = []
-        for video, body in bodies.items():
+        for video, body in sorted(bodies.items()):
             encoded = json.dumps(body, sort_keys=True)
             digest = hashlib.sha256(encoded.encode()).hexdigest()[:32]
             if video in alive and known.get(video) != digest:
@@ -441,18 +449,18 @@ class Store:
         return found
 
     def _videos(self, condition: Any) -> list[StoredVideo]:
-        c = videos.c
-        columns = (c.id, c.project, c.task, c.url, c.data, c.fps, c.frame_count, c.duration_s, c.width_px, c.height_px)
+        columns = [videos.c[name] for name in StoredVideo.__dataclass_fields__]
         with translated(), self._reader.connect() as connection:
-            rows = connection.execute(select(*columns).where(condition).order_by(c.id)).all()
+            rows = connection.execute(select(*columns).where(condition).order_by(videos.c.id)).mappings().all()
         return [
-            StoredVideo(*row[:4], json.loads(row[4]), Fraction(row[5]) if row[5] else None, *row[6:]) for row in rows
+            StoredVideo(**{**row, "data": json.loads(row["data"]), "fps": row["fps"] and Fraction(row["fps"])})
+            for row in rows
         ]
 
     @staticmethod
-    def _forget_results(connection: Connection, video_ids: Sequence[int]) -> None:
-        connection.execute(delete(keyframes).where(keyframes.c.video.in_(video_ids)))
-        connection.execute(delete(vectors).where(vectors.c.video.in_(video_ids)))
+    def _forget_results(connection: Connection, video: int) -> None:
+        connection.execute(delete(keyframes).where(keyframes.c.video == video))
+        connection.execute(delete(vectors).where(vectors.c.video == video))
 
 
 def _status(row: Any) -> VideoStatus:

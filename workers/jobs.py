@@ -210,10 +210,12 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
         forget_videos(store, place.settings, project.uid, tasks)
         store.delete_project(project.uid)
         return
-    if found["label_config"] != project.label_config:
-        store.put_project(Project(project.uid, project.label_studio_id, found["title"], found["label_config"]))
+    now = Project(project.uid, project.label_studio_id, found["title"], found["label_config"])
+    if now != project:
+        store.put_project(now)
+    if now.label_config != project.label_config:
         store.want("cluster", project.uid)
-        project = store.project(project.uid) or project
+    project = now
     config = _label_config(project)
     if config is not None:
         alive: set[int] = set()
@@ -226,6 +228,7 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
         store.add_videos(project.uid, new)
         gone = [video.task for video in store.videos(project.uid) if video.task not in alive]
         forget_videos(store, place.settings, project.uid, gone)
+    sweep_pictures(store, place.settings)
     if place.settings.basic_auth_user:
         # the hook that Label Studio made by itself carries no login
         login = f"{place.settings.basic_auth_user}:{place.settings.basic_auth_pass}".encode()
@@ -300,7 +303,7 @@ def compose(
     store: Store, config: LabelConfig, videos: Sequence[StoredVideo], grouped: Clustering, version: str
 ) -> dict[int, Json]:
     """The prediction of each video, by its id: its timeline cut into segments by cluster."""
-    if config.control_tag != "TimelineLabels" or config.reserved is None:
+    if config.reserved is None:
         return {}
     members = timeline.describe_members(grouped)
     bodies: dict[int, Json] = {}
@@ -309,15 +312,21 @@ def compose(
         for video in some:
             if video.duration_s is None:
                 continue
-            segments = timeline.cluster_segments(frames[video.id], grouped, config.reserved, members)
-            fps = wire.frame_rate_of(config, video.data)
-            result = wire.timeline_result(config, segments, fps, video.duration_s)
-            bodies[video.id] = wire.prediction(result, None, version)
+            bodies[video.id] = timeline.compose(
+                config, video.data, video.duration_s, frames[video.id], grouped, members, version
+            )
     return bodies
 
 
 def picture_folder(settings: Settings, video_id: int) -> Path:
     return settings.keyframes_dir / f"{video_id:09d}"
+
+
+def sweep_pictures(store: Store, settings: Settings) -> None:
+    """Remove the pictures of videos that the ledger no longer knows: a webhook may have removed those."""
+    for folder in settings.keyframes_dir.glob("[0-9]*"):
+        if store.video(int(folder.name)) is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def forget_videos(store: Store, settings: Settings, project: str, tasks: Sequence[int]) -> None:

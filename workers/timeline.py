@@ -1,19 +1,56 @@
-"""From keyframes and their clusters to the segments of a video's timeline."""
+"""From keyframes and their clusters to the segments of a video's timeline, and to its prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lookalike.records import Clustering, Keyframe, Segment, cluster_name, split_keyframe_id
+from lookalike import wire
+from lookalike.errors import LabelConfigError
+from lookalike.records import Clustering, Json, Keyframe, LabelConfig, Segment, cluster_name, split_keyframe_id
+
+
+def read_config(xml: str) -> LabelConfig:
+    """The control that predictions fill. Raises LabelConfigError, also where it has no label for unnamed clusters."""
+    config = wire.parse_label_config(xml)
+    if config.reserved is None:
+        child = "Label" if config.control_tag == "TimelineLabels" else "Choice"
+        raise LabelConfigError(
+            f"{config.control_tag} {config.from_name} has no label for clusters that nobody has named yet; add "
+            f'<{child} value="{wire.RESERVED_CATEGORY}"/> to it'
+        )
+    return config
+
+
+def compose(
+    config: LabelConfig,
+    data: Mapping[str, Any],
+    duration_s: float,
+    keyframes: Sequence[Keyframe],
+    clustering: Clustering,
+    members: dict[int, str],
+    version: str,
+) -> Json:
+    """The prediction of a task whose clusters nobody has named: its timeline in segments, or one choice.
+
+    `data`: the task's; `members`: from `describe_members`. The configuration has a reserved label.
+    """
+    assert config.reserved is not None
+    if config.control_tag == "TimelineLabels":
+        segments = cluster_segments(keyframes, clustering, config.reserved, members)
+        result = wire.timeline_result(config, segments, wire.frame_rate_of(config, data), duration_s)
+    else:
+        result = _choice(config, config.reserved, keyframes, clustering, members)
+    return wire.prediction(result, None, version)
 
 
 def cluster_segments(
     keyframes: Sequence[Keyframe], clustering: Clustering, category: str, members: dict[int, str]
 ) -> list[Segment]:
-    """One segment per stretch of neighbouring keyframes of one cluster; each says what else looks like it.
+    """One segment per shot, or per part of a shot whose keyframes are of one cluster; each says what else is like it.
 
     `members`: what to say of each cluster's size, by its number, from `describe_members`. A segment's score is the
     mean similarity of its keyframes to the middle of their cluster.
@@ -27,6 +64,7 @@ def cluster_segments(
         while (
             end < len(keyframes)
             and numbers[end] == numbers[at]
+            and keyframes[end].shot == keyframes[at].shot
             and keyframes[end].first_frame == keyframes[end - 1].last_frame + 1
         ):
             end += 1
@@ -48,8 +86,11 @@ def cluster_segments(
     return segments
 
 
-def describe_members(clustering: Clustering) -> dict[int, str]:
-    """What a person wants to know of each cluster: how many keyframes it has, in how many videos."""
+def describe_members(clustering: Clustering, noun: str = "video") -> dict[int, str]:
+    """What a person wants to know of each cluster: how many keyframes it has, in how many videos.
+
+    `noun`: what the files are; other than "video", each is one keyframe.
+    """
     described = {-1: "like nothing else in this project"}
     order = np.argsort(clustering.clusters, kind="stable")
     videos = np.asarray([split_keyframe_id(int(i))[0] for i in clustering.keyframe_ids], dtype=np.int64)[order]
@@ -57,9 +98,10 @@ def describe_members(clustering: Clustering) -> dict[int, str]:
     for number, part in zip(numbers, np.split(videos, starts[1:]), strict=True):
         if number >= 0:
             count, among = len(part), len(np.unique(part))
-            described[int(number)] = (
-                f"{count} keyframe{'s' if count > 1 else ''} like this in {among} video{'s' if among > 1 else ''}"
-            )
+            said = f"{count} {'keyframe' if noun == 'video' else noun}{'s' if count > 1 else ''} like this"
+            if noun == "video":
+                said += f" in {among} video{'s' if among > 1 else ''}"
+            described[int(number)] = said
     return described
 
 
@@ -84,3 +126,23 @@ def lookup(clustering: Clustering, ids: NDArray[np.int64]) -> tuple[NDArray[np.i
         numbers[known] = clustering.clusters[at[known]]
         similarity[known] = clustering.similarity[at[known]]
     return numbers, similarity
+
+
+def _choice(
+    config: LabelConfig,
+    category: str,
+    keyframes: Sequence[Keyframe],
+    clustering: Clustering,
+    members: dict[int, str],
+) -> list[Json]:
+    """The reserved choice, saying which cluster most of the frames belong to; nothing without a keyframe."""
+    if not keyframes:
+        return []
+    numbers, similarity = lookup(clustering, np.asarray([keyframe.id for keyframe in keyframes], np.int64))
+    frames = np.asarray([keyframe.last_frame - keyframe.first_frame + 1 for keyframe in keyframes])
+    found, row = np.unique(numbers, return_inverse=True)
+    number = int(found[np.bincount(row, weights=frames).argmax()])
+    others = f", and {len(found) - 1} other cluster{'s' if len(found) > 2 else ''}" if len(found) > 1 else ""
+    score = round(float(similarity[numbers == number].mean()), 3)
+    note = f"{cluster_name(number)} · {members[number]}{others}"
+    return wire.choices_result(config, [category], score=score, note=note, key=cluster_name(number))

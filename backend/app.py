@@ -1,0 +1,137 @@
+"""The web application: who may ask, how much, and how errors look.
+
+Every error is `{"error": {"type": …, "message": …}}`, and its sentence stands in the HTTP status line too: that line
+is all that Label Studio shows a person of an ML backend that refuses. What went wrong inside stays in the log, under
+the id that the answer gives.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hmac
+import logging
+import re
+import time
+import uuid
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from backend import contract
+from backend.metrics import Metrics
+from lookalike.errors import LabelConfigError, RequestError, StoreError
+from lookalike.settings import Settings
+
+log = logging.getLogger("lookalike.backend")
+
+#: Label Studio sends tasks 5,000 at a time, 2.6 MB of them with nothing but an address in their data, and sends all the
+#: selected tasks of a project in one /predict
+_MAX_BULK_BYTES = 64_000_000
+_BULK = ("/predict", "/webhook")
+_MAX_BYTES = 4_000_000
+_RETRY_AFTER_S = "10"
+_LONGEST_REASON = 300
+
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_STATUS_OF = {RequestError: 400, LabelConfigError: 422, StoreError: 503}
+
+
+def create_app(settings: Settings) -> Flask:
+    """The backend as a WSGI application. Opens the ledger; the queue server need not be there.
+
+    Raises SettingsError, or StoreError where the ledger cannot be opened.
+    """
+    services = contract.open_services(settings)
+    metrics = Metrics(services.store, services.queue)
+    app = Flask("lookalike", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = _MAX_BYTES
+    app.extensions["lookalike"] = services
+    logins = _logins(settings)
+
+    @app.before_request
+    def admit() -> Response | None:
+        g.started = time.perf_counter()
+        if request.path in _BULK:
+            request.max_content_length = _MAX_BULK_BYTES
+        # /health is open for whoever starts and watches us. A wrong login is still told there, because Label Studio
+        # then says in plain words that the login is wrong, which it does for no other route.
+        if request.path == "/health" and "Authorization" not in request.headers:
+            return None
+        if logins and not _is_welcome(request.headers.get("Authorization", ""), logins):
+            answer = _error(401, "Unauthorized", "give the user name and password of this ML backend")
+            answer.headers["WWW-Authenticate"] = 'Basic realm="lookalike", charset="UTF-8"'
+            return answer
+        return None
+
+    @app.after_request
+    def finish(answer: Response) -> Response:
+        for name, value in _HEADERS.items():
+            answer.headers.setdefault(name, value)
+        route = request.url_rule.rule if request.url_rule else "unknown"
+        seconds = time.perf_counter() - g.started
+        metrics.answered(route, answer.status_code, seconds)
+        # the rule, not the path: a path is what anybody writes into it
+        log.info("%s %s %d %.0f ms", request.method, route, answer.status_code, seconds * 1000)
+        return answer
+
+    @app.errorhandler(HTTPException)
+    def refused(error: HTTPException) -> Response:
+        answer = _error(error.code or 500, type(error).__name__, error.description or error.name)
+        for name, value in error.get_headers(request.environ):
+            if name == "Allow":
+                answer.headers[name] = value
+        return answer
+
+    @app.errorhandler(UnicodeEncodeError)
+    def unreadable(_error_: UnicodeEncodeError) -> Response:
+        return _error(400, "RequestError", "the body has text that is no Unicode: half a surrogate pair")
+
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> Response:
+        for kind, code in _STATUS_OF.items():
+            if isinstance(error, kind):
+                answer = _error(code, type(error).__name__, str(error))
+                if code == 503:
+                    answer.headers["Retry-After"] = _RETRY_AFTER_S
+                return answer
+        number = uuid.uuid4().hex[:12]
+        log.error("error %s in %s", number, request.url_rule, exc_info=error)
+        return _error(500, "InternalError", f"an error that we did not foresee; the log has it under {number}", number)
+
+    app.register_blueprint(contract.blueprint(services, metrics))
+    return app
+
+
+def _logins(settings: Settings) -> list[bytes]:
+    """The login as clients encode it: curl in UTF-8, Label Studio in Latin-1. None: everybody is welcome."""
+    if not settings.basic_auth_user:
+        return []
+    login = f"{settings.basic_auth_user}:{settings.basic_auth_pass}"
+    logins = [login.encode()]
+    with contextlib.suppress(UnicodeEncodeError):
+        logins.append(login.encode("latin-1"))
+    return logins
+
+
+def _is_welcome(header: str, logins: list[bytes]) -> bool:
+    """Whether an Authorization header, of any form, gives a login. Takes as long for a near miss as for nonsense."""
+    scheme, _, encoded = header.partition(" ")
+    given = b""
+    if scheme.lower() == "basic":
+        with contextlib.suppress(binascii.Error, ValueError):
+            given = base64.b64decode(encoded.strip(), validate=True)
+    return sum(hmac.compare_digest(given, login) for login in logins) > 0
+
+
+def _error(code: int, kind: str, message: str, number: str = "") -> Response:
+    answer = jsonify(error={"type": kind, "message": message} | ({"id": number} if number else {}))
+    # printable ASCII, and no markup: Label Studio shows the line within HTML
+    answer.status = f"{code} {re.sub('[^ -;=?-~]+', ' ', message)[:_LONGEST_REASON]}"
+    return answer
