@@ -545,7 +545,10 @@ def _error(method: str, path: str, response: requests.Response) -> LabelStudioEr
             "make a personal access token under Account & Settings and use that"
         )
     if status == 401:
-        return LabelStudioRefused(f"Label Studio does not accept label_studio_token ({detail}); check it")
+        return LabelStudioRefused(
+            f"Label Studio does not accept label_studio_token ({detail}); make a new "
+            "personal access token under Account & Settings"
+        )
     if status == 403 and "reserved network address" in detail:
         return LabelStudioRefused(
             f"Label Studio will not call a private address ({detail}); start it with "

@@ -173,7 +173,6 @@ class Store:
                 video = known[row["task"]][0]
                 connection.execute(delete(predictions).where(predictions.c.video == video))
                 self._forget_results(connection, video)
-                connection.execute(delete(predictions).where(predictions.c.video == video))
                 unknown = dict.fromkeys(("fps", "frame_count", "duration_s", "width_px", "height_px"))
                 values = {"url": row["url"], "data": row["data"], **unknown}
                 connection.execute(update(videos).where(videos.c.id == video).values(values))
