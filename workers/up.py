@@ -18,6 +18,7 @@ import click
 
 from lookalike import wire
 from lookalike.errors import QueueError, SettingsError, SetupError
+from lookalike.label_config import shipped_config
 from lookalike.label_studio import LabelStudio
 from lookalike.logs import start_logging
 from lookalike.queue import Queue, own_socket, redis_url
@@ -135,7 +136,7 @@ def _start(
     _start_ours(supervisor, settings, store, until)
     supervisor.wait(service, until(lambda: demo.is_up(settings.label_studio_url)), _LABEL_STUDIO_WITHIN_S)
     studio = LabelStudio(settings.label_studio_url, settings.label_studio_token)
-    config = (Path(__file__).parent.parent / "label_config" / "video_timeline.xml").read_text()
+    config = shipped_config("video_timeline")
     project = demo.set_up_project(studio, settings, config, clips, wire.model_version(settings.embedder))
     _say(f"\n  Label Studio  {settings.label_studio_url}/projects/{project['id']}/data")
     _say(f"  login         {login.email}  password  {login.password}")
