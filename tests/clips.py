@@ -7,7 +7,7 @@ Pictures are drawn from a seed: textured, coloured, different from each other, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -45,8 +45,22 @@ def make_clip(
     path: Path,
     scenes: Sequence[Scene],
     *,
-    fps: Fraction | int = 25,
     size: tuple[int, int] = (320, 180),  # width, height as coded
+    interlaced: bool = False,
+    **how: Any,  # see write_clip
+) -> tuple[int, ...]:
+    """Write a clip; the first frame of each scene but the first. No scenes and `audio=True`: sound alone."""
+    pictures = frames_of(scenes, size, per_frame=2 if interlaced else 1)
+    write_clip(path, _weave(pictures) if interlaced else pictures, size=size, interlaced=interlaced, **how)
+    return tuple(int(start) for start in np.cumsum([scene.frames for scene in scenes])[:-1])
+
+
+def write_clip(
+    path: Path,
+    pictures: Iterable[Picture],
+    *,
+    size: tuple[int, int] = (320, 180),
+    fps: Fraction | int = 25,
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,  # of the encoder
@@ -55,37 +69,30 @@ def make_clip(
     sample_aspect: Fraction | None = None,
     interlaced: bool = False,
     audio: bool = False,
-) -> tuple[int, ...]:
-    """Write a clip; the first frame of each scene but the first. No scenes and `audio`: a file without a picture."""
-    width, height = size
+) -> None:
+    """Encode pictures of one size."""
+    unit = Fraction(1, 1000) if times_ms else 1 / Fraction(fps)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream: Any = None
-        if scenes:
-            stream = container.add_stream(codec, rate=fps)
-            stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-            stream.options = _encoder_options(codec, interlaced) | (options or {})
-            if sample_aspect:
-                stream.codec_context.sample_aspect_ratio = sample_aspect
-            if times_ms:
-                stream.codec_context.time_base = Fraction(1, 1000)
-            if rotation:
-                stream.set_display_rotation(rotation)
-        sound = _add_sound(container) if audio else None
+        sound = container.add_stream("aac", rate=16000) if audio else None
+        for i, picture in enumerate(pictures):
+            if stream is None:
+                stream = container.add_stream(codec, rate=fps)
+                stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+                stream.options = _encoder_options(codec, interlaced) | (options or {})
+                stream.codec_context.time_base = unit
+                if sample_aspect:
+                    stream.codec_context.sample_aspect_ratio = sample_aspect
+                if rotation:
+                    stream.set_display_rotation(rotation)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
+            frame.pts, frame.time_base = times_ms[i] if times_ms else i, unit
+            container.mux(stream.encode(frame))
         if sound:
-            _write_sound(container, sound)
-        pictures = frames_of(scenes, size, per_frame=2 if interlaced else 1)
+            _write_silence(container, sound)
         if stream is not None:
-            for i, picture in enumerate(_weave(pictures) if interlaced else pictures):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                    format=pix_fmt, dst_colorspace="ITU601"
-                )
-                frame.pts = times_ms[i] if times_ms else i
-                frame.time_base = Fraction(1, 1000) if times_ms else 1 / Fraction(fps)
-                container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-    starts = np.cumsum([scene.frames for scene in scenes])[:-1]
-    return tuple(int(start) for start in starts)
 
 
 def frames_of(scenes: Sequence[Scene], size: tuple[int, int], per_frame: int = 1) -> Iterator[Picture]:
@@ -177,13 +184,8 @@ def _encoder_options(codec: str, interlaced: bool) -> dict[str, str]:
     return chosen | ({"flags": "+ildct+ilme"} if interlaced else {})
 
 
-def _add_sound(container: Any) -> Any:
-    return container.add_stream("aac", rate=16000)
-
-
-def _write_sound(container: Any, stream: Any) -> None:
+def _write_silence(container: Any, stream: Any) -> None:
     frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-    frame.sample_rate = 16000
-    frame.pts = 0
+    frame.sample_rate, frame.pts = 16000, 0
     container.mux(stream.encode(frame))
     container.mux(stream.encode(None))

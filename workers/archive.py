@@ -35,8 +35,10 @@ from lookalike.errors import LookalikeError, MediaError, SetupError
 from lookalike.records import Extraction, Json, Keyframe, VideoFacts, keyframe_id
 from lookalike.settings import Settings
 from workers import keyframes, media, sheet
+from workers.album import JPEG_QUALITY
 from workers.embedders import Embedder, open_embedder
 from workers.jobs import embed_pictures, keyframe_options
+from workers.pictures import fingerprint, sharpness
 
 _LOOK_EVERY_S = 0.5
 
@@ -305,15 +307,15 @@ def _read_picture_file(path: Path, out: Path, options: keyframes.KeyframeOptions
         size = (options.width_px, max(1, round(height * options.width_px / width)))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     out.mkdir(parents=True, exist_ok=True)
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, keyframes.JPEG_QUALITY])
+    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     assert done
     (out / "0000000.jpg").write_bytes(data.tobytes())
-    sharpness = keyframes.sharpness(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY))
+    sharp = sharpness(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY))
     return Extraction(
         VideoFacts(Fraction(1), 1, 0.0, width, height),
-        (Keyframe(keyframe_id(0, 0), 0, 0, 0.0, sharpness, 0, 0),),
+        (Keyframe(keyframe_id(0, 0), 0, 0, 0.0, sharp, 0, 0),),
         (),
-        (keyframes.fingerprint(picture),),
+        (fingerprint(picture),),
         {"keyframes": time.thread_time() - begun},
     )
 

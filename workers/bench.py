@@ -26,7 +26,7 @@ from lookalike import wire
 from lookalike.errors import SetupError
 from lookalike.label_config import shipped_config
 from lookalike.records import Embeddings, Extraction, Json
-from lookalike.settings import Settings
+from lookalike.settings import Settings, share_cores
 from lookalike.store import Project, open_store
 from workers import clustering, demo, jobs, keyframes
 
@@ -56,6 +56,7 @@ def command(clips: Path | None, repeat: int, clusters: int, as_json: bool) -> No
 
     Needs the source tree: the article's recipe and the clips with known cuts are in benchmarks/.
     """
+    share_cores()
     settings = Settings.from_environment()
     found = demo.find_clips(clips) if clips else demo.sample_clips(settings.data_dir.resolve() / "clips")
     readable = [clip for clip in found if _readable(clip)]

@@ -120,7 +120,7 @@ def _features(vectors: Vectors, seed: int) -> Vectors:
         return vectors
     points: Vectors = normalize(StandardScaler().fit_transform(vectors), copy=False)
     dimensions = min(128, len(points) // 10, points.shape[1])
-    if dimensions >= 3:
+    if dimensions >= 3 and points.any():
         sample = np.random.default_rng(seed).permutation(len(points))[:_PCA_SAMPLE]
         pca = PCA(dimensions, random_state=seed).fit(points[np.sort(sample)])
         points = normalize(pca.transform(points), copy=False)

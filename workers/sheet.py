@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -27,6 +27,7 @@ class Shown:
     time_s: float | None  # None: a picture, which has no time
     picture: str
     thumbnail: str
+    aspect: float = 16 / 9  # width by height
     similarity: float = 0.0  # to the middle of its cluster, 0..1
 
     @property
@@ -103,7 +104,7 @@ def sections_of(shown: Sequence[Shown], clustering: Clustering) -> Iterator[Sect
     numbers, starts = np.unique(clustering.clusters[order], return_index=True)
     groups = zip(numbers.tolist(), np.split(order, starts[1:]), strict=True) if len(order) else []
     for number, rows in sorted(groups, key=lambda group: (group[0] < 0, -len(group[1]), group[0])):
-        members = [_with_similarity(shown[row], clustering.similarity[row]) for row in rows]
+        members = [replace(shown[row], similarity=float(clustering.similarity[row])) for row in rows]
         center = int(clustering.centroids[number]) if number >= 0 else None
         centroid = next((each for each in members if each.keyframe_id == center), None)
         yield Section(
@@ -132,6 +133,3 @@ def write_thumbnail(picture: Path, thumbnail: Path) -> None:
     assert done
     thumbnail.write_bytes(data.tobytes())
 
-
-def _with_similarity(each: Shown, similarity: float) -> Shown:
-    return Shown(each.keyframe_id, each.name, each.time_s, each.picture, each.thumbnail, float(similarity))

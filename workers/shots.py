@@ -32,6 +32,7 @@ _FLASH_FRAMES, _FLASH_SHARE = 3, 0.4
 _DISSOLVE_REACHES = (5, 10, 16, 24)  # half of its frames
 _DISSOLVE_LEVELS, _DISSOLVE_RESIDUE, _DISSOLVE_CALM = 10.0, 0.22, 0.5
 _DISSOLVE_ALIKE = 0.75  # correlation of its two ends
+_DISSOLVE_BLOCK, _DISSOLVE_SHARE = 4.0, 0.6  # levels by which so many blocks change: things that move leave more alone
 
 _BLACK_LEVEL, _BLACK_SHARE = 40, 0.985  # video black is 16
 _BLANK_DEVIATION = 3.0  # levels
@@ -179,12 +180,13 @@ class ShotFinder:
                 continue
             earlier = distance(luma[np.maximum(middles - 2 * reach, 0)], before)
             later = distance(luma[np.minimum(middles + 2 * reach, len(luma) - 1)], after)
-            residue = distance(luma[middles], (before + after) / 2) / (apart + 1e-6)
+            residue = distance(luma[middles], np.float32(0.5) * (before + after)) / (apart + 1e-6)
             fits = (
                 (apart > _DISSOLVE_LEVELS)
                 & (np.maximum(earlier, later) < _DISSOLVE_CALM * apart)
                 & (residue < _DISSOLVE_RESIDUE)
                 & (_alike(before, after) < _DISSOLVE_ALIKE)
+                & ((np.abs(before - after) > _DISSOLVE_BLOCK).mean(axis=1) > _DISSOLVE_SHARE)
                 & ~self._empty[middles - reach]
                 & ~self._empty[middles + reach]
             )

@@ -9,7 +9,7 @@ import click
 from lookalike.errors import LookalikeError
 from lookalike.logs import start_logging
 from lookalike.queue import NAMES, redis_url, work_forever
-from lookalike.settings import Settings
+from lookalike.settings import Settings, share_cores
 
 
 @click.command()
@@ -20,7 +20,8 @@ def main(queue_name: str, name: str) -> None:
     try:
         settings = Settings.from_environment()
         start_logging(settings)
-        from workers import jobs
+        share_cores()
+        from workers import jobs  # not before: it loads what OpenMP's setting is for
 
         place = jobs.open_workplace(settings, name)
         if queue_name == "videos":
