@@ -57,6 +57,8 @@ _LOOK_FOR_ROOM_EVERY_S = 1.0
 _ANNOTATED = frozenset(
     f"{noun}_{verb}" for noun in ("ANNOTATION", "ANNOTATIONS") for verb in ("CREATED", "UPDATED", "DELETED")
 )
+#: a person who labels quickly, or a script, sends many events: they are read together
+_BURST_S = 0.3
 #: what a project's labeling configuration is before anybody has written one
 _BLANK_CONFIGS = ("", "<View></View>", "<View/>")
 
@@ -227,6 +229,12 @@ def webhook(services: Services, body: Any) -> tuple[Json, int]:
     if answer is None:
         return {"status": "Unknown event"}, 200
     uid = event.project_uid or _uid_of(services, event.project_id)
+    if (owner := _owner(services, event.project_uid, event.project_id)) is not None:
+        # the keyframes project is ours: all that matters there is what people label, add or delete
+        with services.turn:
+            services.store.want("propagate" if event.action in _ANNOTATED else "companion", owner, delay_s=_BURST_S)
+        services.kick()
+        return {"result": None, "status": "ok"}, 201
     if uid is None:
         log.warning("%s names no project that we know; left to the next reading", event.action)
         return {"result": None, "status": "ok"}, 201
@@ -315,7 +323,7 @@ def _tasks_deleted(services: Services, uid: str, event: WebhookEvent) -> Json | 
 
 
 def _annotated(services: Services, uid: str, _event: WebhookEvent) -> Json | None:
-    services.store.want("sync", uid)
+    services.store.want("propagate", uid, delay_s=_BURST_S)
     return None
 
 
@@ -399,9 +407,18 @@ def _parse_tasks(body: Any) -> tuple[PredictRequest, list[TaskRef | None]]:
 
 def known_uid(services: Services, uid: str | None) -> str | None:
     """Label Studio's "<id>.<created_at>"; where only the id is given, as by some scripts, the project we know by it."""
+    if _owner(services, uid, None) is not None:
+        return None  # somebody connected a keyframes project, too: its pictures are no videos
     if uid is None or "." in uid:
         return uid
     return _uid_of(services, int(uid))
+
+
+def _owner(services: Services, uid: str | None, label_studio_id: int | None) -> str | None:
+    """The project of videos whose keyframes this project shows; None if it is no companion."""
+    if uid is not None:
+        return services.store.labels.owner(uid)
+    return None if label_studio_id is None else services.store.labels.owner_of(label_studio_id)
 
 
 def _uid_of(services: Services, label_studio_id: int | None) -> str | None:

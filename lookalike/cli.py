@@ -16,6 +16,8 @@ COMMANDS = {
     "work": ("workers.work", "Run the workers of this machine."),
     "serve": ("backend.serve", "Run the ML backend."),
     "status": ("lookalike.status", "Show what is queued, running, done and failed."),
+    "keyframes": ("lookalike.companion", "Give a project of videos its project of keyframes to label."),
+    "undo": ("workers.undo", "Withdraw what one propagation did."),
     "doctor": ("lookalike.doctor", "Say what is wrong with a connection, and how to mend it."),
     "prelabel": ("workers.prelabel", "Pre-label a folder of clips, or the tasks of a project."),
     "evaluate": ("workers.evaluate", "Measure how much labelling a small sample saves."),

@@ -34,6 +34,11 @@ from lookalike.records import Json
 #: tasks per page or import; 1000 is the fastest of 250, 1000 and 5000
 _PAGE = 1000
 _TASK_FIELDS = "id,data,created_at,updated_at,project,total_annotations,total_predictions"
+#: of an annotation, and of the task around it: Label Studio applies one list to both
+_ANNOTATION_FIELDS = "id,annotations,result,was_cancelled,completed_by,created_username,updated_at"
+_ANNOTATED = 200
+_UPLOADS = 50
+_DELETIONS = 50
 #: an access token lives 300 s
 _ACCESS_TOKEN_S = 240.0
 _CONNECT_TIMEOUT_S = 5.0
@@ -200,7 +205,55 @@ class LabelStudio:
             urls.append("/data/" + row["file"].lstrip("/"))
         return urls
 
+    def upload_pictures(self, project_id: int, pictures: Sequence[tuple[str, bytes]]) -> dict[str, str]:
+        """Upload (name, JPEG) under names that differ; their addresses for task data, by name. Makes no tasks.
+
+        Many per request: Label Studio answers 500 above 100. Refused while the labeling configuration reads more than
+        one field of the task's data.
+        """
+        urls: dict[str, str] = {}
+        for first in range(0, len(pictures), _UPLOADS):
+            some = pictures[first : first + _UPLOADS]
+            answer = self._object(
+                "POST",
+                f"/api/projects/{project_id}/import",
+                params={"commit_to_project": "false"},
+                files=[(name, (name, picture, "image/jpeg")) for name, picture in some],
+                timeout=_IMPORT_TIMEOUT_S,
+            )
+            ids = json.dumps(answer["file_upload_ids"])
+            for row in self._list("GET", f"/api/projects/{project_id}/file-uploads", params={"ids": ids}):
+                # stored as upload/<project>/<8 hexadecimal digits>-<name>
+                urls[row["file"].rsplit("/", 1)[-1].split("-", 1)[1]] = "/data/" + row["file"].lstrip("/")
+        return urls
+
+    def set_task_field(self, project_id: int, task_ids: Sequence[int], field: str, value: str | int | float) -> None:
+        """Give one field of the tasks' data one value: 0.3 s for 200 tasks, where a PATCH takes as long for one."""
+        kind = "String" if isinstance(value, str) else "Number"
+        self._act(project_id, "add_data_field", task_ids, value_name=field, value_type=kind, value=value)
+
     # --- predictions ---
+
+    def import_predictions(self, project_id: int, predictions: Sequence[Json]) -> None:
+        """Add many predictions, each with its "task", in one call: every call counts all tasks of the project anew.
+
+        Not to be repeated: Label Studio keeps every row it is sent. Raises LabelStudioError where it has dropped some,
+        as it does without a word when they do not fit the labeling configuration.
+        """
+        if not predictions:
+            return
+        path = f"/api/projects/{project_id}/import/predictions"
+        answer = self._object("POST", path, json=list(predictions), timeout=_IMPORT_TIMEOUT_S)
+        if answer["created"] != len(predictions):
+            raise LabelStudioError(
+                f"Label Studio kept {answer['created']} of {len(predictions)} predictions of project {project_id}: the "
+                "others do not fit its labeling configuration"
+            )
+
+    def delete_predictions(self, project_id: int, task_ids: Sequence[int]) -> None:
+        """Delete all predictions of some tasks. Label Studio takes 30 ms each, and locks its SQLite meanwhile."""
+        for first in range(0, len(task_ids), _DELETIONS):
+            self._act(project_id, "delete_tasks_predictions", task_ids[first : first + _DELETIONS])
 
     def predictions(self, task_id: int) -> list[Json]:
         return self._list("GET", "/api/predictions/", params={"task": task_id})
@@ -250,6 +303,19 @@ class LabelStudio:
 
     def annotations(self, task_id: int) -> list[Json]:
         return self._list("GET", f"/api/tasks/{task_id}/annotations/")
+
+    def annotated_tasks(self, project_id: int, task_ids: Sequence[int]) -> Iterator[Json]:
+        """{"id", "annotations"} of some tasks: 0.5 s for 150 of them. Those that are gone are left out."""
+        for first in range(0, len(task_ids), _ANNOTATED):
+            some = list(task_ids[first : first + _ANNOTATED])
+            params = {
+                "project": project_id,
+                "page_size": len(some),
+                "fields": "all",
+                "include": _ANNOTATION_FIELDS,
+                "query": json.dumps({"selectedItems": {"all": False, "included": some}}),
+            }
+            yield from self._object("GET", "/api/tasks", params=params)["tasks"]
 
     # --- ML backends and webhooks ---
 
@@ -365,6 +431,18 @@ class LabelStudio:
             raise
 
     # --- steps ---
+
+    def _act(self, project_id: int, action: str, task_ids: Sequence[int], **fields: Any) -> None:
+        """A Data Manager action on some tasks, one of those that may be repeated."""
+        if task_ids:
+            self._object(
+                "POST",
+                "/api/dm/actions",
+                params={"id": action, "project": project_id},
+                json={"selectedItems": {"all": False, "included": list(task_ids)}, **fields},
+                timeout=_IMPORT_TIMEOUT_S,
+                repeatable=True,
+            )
 
     def _object(self, method: str, path: str, **options: Any) -> Json:
         answer = _json(self._call(method, path, **options))

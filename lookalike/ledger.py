@@ -25,10 +25,10 @@ from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from lookalike.errors import StoreError
 from lookalike.schema import work
 
-Kind = Literal["video", "cluster", "deliver", "sync"]
+Kind = Literal["video", "cluster", "deliver", "sync", "companion", "propagate"]
 #: kinds that burn CPU or GPU for long; all others are short and share a queue of their own
 SLOW: tuple[Kind, ...] = ("video",)
-KINDS: tuple[Kind, ...] = ("video", "cluster", "deliver", "sync")
+KINDS: tuple[Kind, ...] = ("video", "cluster", "deliver", "sync", "companion", "propagate")
 
 #: states of work that is not settled
 _OPEN = ("due", "running")

@@ -49,11 +49,11 @@ class _Json(_Text):
             "ts": round(record.created, 3),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redact(record.getMessage(), self._secrets),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return redact(json.dumps(line), self._secrets)
+            line["exception"] = redact(self.formatException(record.exc_info), self._secrets)
+        return json.dumps(line)  # last: a secret with a quote or an umlaut in it looks different in JSON
 
 
 def _formatter(settings: Settings) -> logging.Formatter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from rq import SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from lookalike.errors import QueueError, SettingsError
+from lookalike.errors import QueueError, SettingsError, SetupError
 from lookalike.ledger import KINDS, SLOW, Kind, Ledger, Work
 
 #: a worker listens to one queue only: RQ keeps a popped job safe only then
@@ -43,12 +44,17 @@ def kinds_of(name: str) -> tuple[Kind, ...]:
 
 
 def own_socket(data_dir: Path) -> Path:
-    """Where our own Valkey listens: in the data folder, or, as a socket's path has at most 107 bytes, near it."""
+    """Where our own Valkey listens: in the data folder, or, as a socket's path has at most 107 bytes, near it.
+
+    Raises SetupError where that other place is not ours.
+    """
     path = data_dir.resolve() / "valkey.sock"
     if len(bytes(path)) > 100:
         digest = hashlib.sha256(bytes(path)).hexdigest()[:12]
         folder = Path(tempfile.gettempdir()) / f"lookalike-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise SetupError(f"{folder} belongs to somebody else; choose a data_dir with a shorter path")
         path = folder / "valkey.sock"
     return path
 
@@ -96,15 +102,14 @@ class Queue:
         kicked = 0
         with _translated():
             for name, queue in self._queues.items():
-                wanted = [row for row in rows if queue_of(row.kind) == name]
+                # the fence changes with each claim, so the id tells this waiting from an earlier one
+                wanted = {f"{row.kind}-{row.id}-{row.fence}": row for row in rows if queue_of(row.kind) == name}
                 if not wanted:
                     continue
                 waiting = set(queue.get_job_ids())
-                for row in wanted[: max(0, WINDOW - len(waiting))]:
-                    # the fence changes with each claim, so the id tells this waiting from an earlier one
-                    job_id = f"{row.kind}-{row.id}-{row.fence}"
-                    if job_id in waiting:
-                        continue
+                fresh = [job_id for job_id in wanted if job_id not in waiting]
+                for job_id in fresh[: max(0, WINDOW - len(waiting))]:
+                    row = wanted[job_id]
                     queue.enqueue_call(
                         FUNCTIONS[row.kind],
                         args=(row.id,),

@@ -100,6 +100,107 @@ predictions = Table(  # what Label Studio should hold for a video, and what it h
     Column("answered_at", Float, nullable=False, server_default="0"),  # last given out by /predict
 )
 
+companions = Table(  # a video project's project of keyframes at Label Studio
+    "companions",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("uid", Text, nullable=False, index=True),  # "" while it is only asked for, or was deleted by somebody
+    Column("label_studio_id", Integer, nullable=False),
+    Column("label_config", Text, nullable=False),
+    Column("tabs", Text, nullable=False),  # JSON: the tab's id by what it is for; one that a person deleted stays away
+    Column("asked", Integer, nullable=False),  # 1: somebody asked for it, whatever the settings say
+)
+
+keyframe_tasks = Table(  # which keyframes are to be looked at together, and by which task of the companion
+    "keyframe_tasks",
+    metadata,
+    Column("keyframe", BigInteger, primary_key=True, autoincrement=False),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False, index=True),
+    # not the keyframe: a video that is worked on once more gets its keyframes, but not its labels, anew
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("leader", BigInteger, nullable=False),  # the keyframe whose near-duplicate it is, or itself
+    Column("image", Text, nullable=False, server_default=""),  # its address at Label Studio once it is uploaded
+    Column("task", Integer),
+)
+
+shown = Table(  # what a task of the companion shows
+    "shown",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("task", Integer, primary_key=True),
+    Column("data", Text, nullable=False),  # JSON
+)
+
+labels = Table(  # people's words
+    "labels",
+    metadata,
+    Column("keyframe", BigInteger, primary_key=True, autoincrement=False),
+    Column("source", Text, primary_key=True),  # companion or video: where the annotation stands
+    Column("annotation", Integer, primary_key=True),
+    Column("category", Text, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("task", Integer, nullable=False),
+    Column("person", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Index("labels_by_task", "project", "source", "task"),
+)
+
+readings = Table(  # how far a task's annotations were read
+    "readings",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("task", Integer, primary_key=True),
+    Column("stamp", Text, nullable=False),
+)
+
+propagated = Table(  # guesses
+    "propagated",
+    metadata,
+    Column("keyframe", BigInteger, primary_key=True, autoincrement=False),
+    Column("category", Text, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False, index=True),
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("score", Float, nullable=False),
+    Column("nearest", Text, nullable=False),  # JSON: the labelled keyframes that gave it
+    Column("run", _Id, nullable=False),
+    Column("state", Text, nullable=False),  # proposed, unsure, conflict
+)
+
+runs = Table(  # one propagation that changed something, or the undoing of one
+    "runs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False, index=True),
+    Column("at", Float, nullable=False),
+    Column("undoes", _Id),
+    Column("labels", Integer, nullable=False),  # keyframes that people had labelled
+    Column("changes", Text, nullable=False),  # JSON: [keyframe, what was proposed, what is proposed]
+    Column("advice", Text, nullable=False, server_default=""),  # the planner's sentence
+    sqlite_autoincrement=True,
+)
+
+withdrawn = Table(  # what a person has undone and is not proposed again
+    "withdrawn",
+    metadata,
+    Column("keyframe", BigInteger, primary_key=True, autoincrement=False),
+    Column("category", Text, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), nullable=False, index=True),
+)
+
+outcomes = Table(  # what people made of proposals
+    "outcomes",
+    metadata,
+    Column("keyframe", BigInteger, primary_key=True, autoincrement=False),
+    Column("category", Text, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
+    Column("video", _Id, ForeignKey("videos.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("score", Float, nullable=False),
+    Column("confirmed", Integer, nullable=False),  # 1: the person said the same
+)
+
 work = Table(  # everything that is to be done, or was
     "work",
     metadata,

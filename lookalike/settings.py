@@ -82,6 +82,17 @@ class Settings:
     clusters: int = _setting(0, "clusters per project; 0: proposed from the data", low=0)
     seed: int = _setting(0, "seed of everything random", low=0)
 
+    # labels
+    keyframes_project: str = _setting(
+        "auto",
+        "whether a project with video timelines gets a companion project of its keyframes: auto, or off (then only by "
+        "lookalike keyframes)",
+        choices=("auto", "off"),
+    )
+    promise: float = _setting(
+        0.95, "share of the propagated labels that should be right; the rest stays open", low=0.5, high=0.999
+    )
+
     # work
     workers: int = _setting(1, "video worker processes", low=1, high=256)
     max_attempts: int = _setting(3, "tries before a video is set aside", low=1)
@@ -160,6 +171,20 @@ class Settings:
         return self.data_dir / "keyframes"
 
 
+def table() -> str:
+    """All settings as a Markdown table, for the README; a secret is also read from the file that `…_FILE` names."""
+    lines = ["| variable | default | unit | what it is |", "|---|---|---|---|"]
+    for f in fields(Settings):
+        meta, default = f.metadata, f"{f.default:g}" if isinstance(f.default, float) else str(f.default)
+        notes = [f"one of {', '.join(meta['choices'])}"] if meta["choices"] else []
+        notes += [f"at least {meta['low']:g}"] if meta["low"] is not None and meta["high"] is None else []
+        notes += [f"{meta['low']:g} to {meta['high']:g}"] if meta["high"] is not None else []
+        notes += ["secret"] if meta["secret"] else []
+        text = meta["help"] + (f" ({'; '.join(notes)})" if notes else "")
+        lines.append(f"| `{PREFIX}{f.name.upper()}` | {f'`{default}`' if default else ''} | {meta['unit']} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
 def plain_environment() -> dict[str, str]:
     """This process's environment for programs that are not ours: without our settings and secrets.
 
@@ -168,6 +193,14 @@ def plain_environment() -> dict[str, str]:
     stray = {"HOST", "PORT", "DEBUG", "USERNAME", "PASSWORD", "USER_TOKEN", "LOG_LEVEL"}
     prefixes = (PREFIX, "LABEL_STUDIO_", "HEARTEX_", "DJANGO_")
     return {k: v for k, v in os.environ.items() if k not in stray and not k.startswith(prefixes)}
+
+
+def share_cores() -> None:
+    """Make OpenMP's threads sleep while they wait; takes effect on torch only before it is imported.
+
+    By default they spin. Beside decoders on 2 busy cores that cost 60 to 140 ms of CPU per embedded picture, not 12.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _read(name: str, text: str, default: Any) -> Any:

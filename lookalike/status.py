@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from lookalike.errors import SettingsError
 from lookalike.records import Json
 from lookalike.settings import Settings
-from lookalike.store import open_store
+from lookalike.store import Project, VideoStatus, open_store
 
 
 @click.command()
@@ -22,21 +24,14 @@ from lookalike.store import open_store
 def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
     """Show where each project's videos are, and the reason of each that failed."""
     settings = Settings.from_environment(data_dir=data_dir)
-    store = open_store(settings.sqlalchemy_url)
-    if retry:
-        click.echo(f"asked again for {store.ledger.retry()} rows of work")
-    report: list[Json] = []
-    for project in store.projects():
-        videos = store.video_status(project.uid)
-        report.append(
-            {
-                "project": project.label_studio_id,
-                "title": project.title,
-                "videos": dict(Counter(video.state for video in videos)),
-                "failed": [asdict(video) for video in videos if video.state == "failed"],
-                "waiting": [asdict(video) for video in videos if video.error and video.state != "failed"],
-            }
+    if not settings.store_url and not settings.data_dir.is_dir():
+        raise SettingsError(
+            f"there is no {settings.data_dir} yet; name the folder that `lookalike up` uses by --data-dir"
         )
+    with closing(open_store(settings.sqlalchemy_url)) as store:
+        if retry:
+            click.echo(f"asked again for {store.ledger.retry()} rows of work", err=as_json)
+        report = [_of_project(project, store.video_status(project.uid)) for project in store.projects()]
     if as_json:
         click.echo(json.dumps({"projects": report}))
         return
@@ -49,6 +44,16 @@ def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
             click.echo(f"  task {video['task']} failed {_ago(video['updated_at'])}: {video['error']}")
         for video in row["waiting"]:
             click.echo(f"  task {video['task']} waits ({video['state']}): {video['error']}")
+
+
+def _of_project(project: Project, videos: list[VideoStatus]) -> Json:
+    return {
+        "project": project.label_studio_id,
+        "title": project.title,
+        "videos": dict(Counter(video.state for video in videos)),
+        "failed": [asdict(video) for video in videos if video.state == "failed"],
+        "waiting": [asdict(video) for video in videos if video.error and video.state != "failed"],
+    }
 
 
 def _ago(when: float) -> str:

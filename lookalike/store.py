@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from lookalike.errors import SettingsError
+from lookalike.labels import Labels
 from lookalike.ledger import Claim, Kind, Ledger, insert, reader
 from lookalike.ledger import translated as translated
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
@@ -114,6 +116,7 @@ class Store:
         self.engine = engine
         self._reader = reader(engine)
         self.ledger = Ledger(engine)
+        self.labels = Labels(engine)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -323,6 +326,10 @@ class Store:
 
     # predictions
 
+    def put_predictions(self, connection: Connection, project: str, bodies: Mapping[int, Json]) -> int:
+        """Keep predictions by video id, within a transaction; those that are new are to be delivered. How many."""
+        return self._put_predictions(connection, project, bodies)
+
     def predictions(self, project: str, tasks: Sequence[int]) -> dict[int, StoredPrediction]:
         """What Label Studio should hold, by task."""
         c = predictions.c
@@ -398,10 +405,10 @@ class Store:
 
     # asking and looking
 
-    def want(self, kind: Kind, project: str, *, again: bool = True) -> None:
-        """Ask for a project's `cluster` or `sync`."""
+    def want(self, kind: Kind, project: str, *, again: bool = True, delay_s: float = 0.0) -> None:
+        """Ask for a project's `cluster`, `sync`, `companion` or `propagate`."""
         with translated(), self.engine.begin() as connection:
-            self.ledger.want(connection, kind, [(project, project)], again=again)
+            self.ledger.want(connection, kind, [(project, project)], again=again, delay_s=delay_s)
 
     def video_status(self, project: str | None = None, limit: int = 100_000) -> list[VideoStatus]:
         """Where each video is."""
@@ -492,7 +499,7 @@ def _prepare_sqlite(engine: Engine) -> None:
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, see below
         connection.execute("PRAGMA busy_timeout = 20000")
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 
@@ -502,6 +509,18 @@ def _prepare_sqlite(engine: Engine) -> None:
         # "database is locked" instead of waiting its turn
         reads = connection.get_execution_options().get("reads")
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _use_wal(connection: Any) -> None:
+    """SQLite does not wait here as busy_timeout says: of 800 that made a file with others, 25 found it locked."""
+    for left in reversed(range(100)):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            time.sleep(0.02)
 
 
 def _pack(array: NDArray[Any], dtype: Any) -> bytes:

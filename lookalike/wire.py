@@ -137,6 +137,16 @@ def parse_label_config(xml: str) -> LabelConfig:
     raise LabelConfigError(f"the labeling configuration has no control that we can fill{why}; add one of: {wanted}")
 
 
+def category_colours(xml: str) -> dict[str, str]:
+    """The colours that labels have in a labeling configuration, by category; {} for one that we cannot read."""
+    try:
+        root = fromstring(xml, forbid_dtd=True)
+    except (DefusedXmlException, ParseError, ValueError):
+        return {}
+    children = [_attributes(child) for child in root.iter() if _tag(child) in _CHILD.values()]
+    return {c.get("alias") or c.get("value", ""): c["background"] for c in children if c.get("background")}
+
+
 def frame_rate_of(config: LabelConfig, task_data: Mapping[str, Any]) -> Fraction:
     """Frames per second at which Label Studio counts this task's frames.
 

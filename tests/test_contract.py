@@ -368,10 +368,10 @@ def test_webhook__tasks_of_another_project_are_not_touched(client: FlaskClient, 
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("ANNOTATION_CREATED", "sync"),
-        ("ANNOTATION_UPDATED", "sync"),
-        ("ANNOTATIONS_CREATED", "sync"),
-        ("ANNOTATIONS_DELETED", "sync"),
+        ("ANNOTATION_CREATED", "propagate"),
+        ("ANNOTATION_UPDATED", "propagate"),
+        ("ANNOTATIONS_CREATED", "propagate"),
+        ("ANNOTATIONS_DELETED", "propagate"),
         ("START_TRAINING", "cluster"),
     ],
 )
@@ -382,7 +382,9 @@ def test_webhook__event_asks_for_work(client: FlaskClient, services: Services, n
         services.store.ledger.finish(services.store.ledger.claim(row.id, "test", lease_s=9, max_crashes=3))
     answer = client.post("/webhook", json=body)
     assert (answer.status_code, answer.get_json()) == (201, {"result": None, "status": "ok"})
-    assert [row.kind for row in services.store.ledger.due(("sync", "cluster"), 10)] == [kind]
+    rows = services.store.ledger.rows(work.c.state == "due")  # those for labels wait a moment for more of them
+    assert {row.kind for row in rows} - {"sync"} <= {kind, "propagate"}
+    assert kind in {row.kind for row in rows}
 
 
 def test_webhook__another_config_reads_and_clusters_the_project_again(client: FlaskClient, services: Services) -> None:

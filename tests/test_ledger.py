@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 from collections import Counter
@@ -112,10 +113,17 @@ class TestAsking:
         want(store, "1")
         assert ledger.due(["video"], 10) == []
 
+    def test_want__at_once_from_many_sides(self, store: Store, ledger: Ledger) -> None:
+        """PostgreSQL locks row by row: two who lock the same rows in another order would wait for each other."""
+        subjects = [str(n) for n in range(300)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: want(store, *subjects[:: 1 if n % 2 else -1]), range(12)))
+        assert ledger.counts() == {("video", "due"): 300}
+
     def test_want__is_rolled_back_with_its_transaction(self, store: Store, ledger: Ledger) -> None:
-        with pytest.raises(ZeroDivisionError), store.engine.begin() as connection:
+        with store.engine.connect() as connection:
             ledger.want(connection, "video", [("1", PROJECT)])
-            raise ZeroDivisionError
+            connection.rollback()
         assert ledger.rows() == []
 
     def test_retry__by_id_and_project(self, store: Store, ledger: Ledger) -> None:
@@ -206,7 +214,7 @@ class TestWorking:
     def test_finishing__error_keeps_the_claim_and_writes_nothing(self, store: Store, ledger: Ledger) -> None:
         want(store, "1")
         mine = claim(ledger, "1")
-        with pytest.raises(ZeroDivisionError), ledger.finishing(mine) as connection:
+        with contextlib.suppress(ZeroDivisionError), ledger.finishing(mine) as connection:
             ledger.want(connection, "cluster", [(PROJECT, PROJECT)])
             raise ZeroDivisionError
         assert ledger.counts() == {("video", "running"): 1}

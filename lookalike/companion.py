@@ -1,0 +1,44 @@
+"""`lookalike keyframes`: give a project of videos its companion project of keyframes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from lookalike.errors import SetupError
+from lookalike.labels import Companion
+from lookalike.settings import Settings
+from lookalike.store import Store, open_store
+
+
+@click.command()
+@click.option("--project", "project_id", type=int, required=True, help="Number of the project of videos.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept.  [default: .lookalike]")
+def command(project_id: int, data_dir: Path | None) -> None:
+    """Make the project where people label keyframes, or bring it up to date; the running workers do it."""
+    settings = Settings.from_environment(data_dir=data_dir)
+    store = open_store(settings.sqlalchemy_url)
+    uid = ask(store, project_id)
+    known = store.labels.companion(uid)
+    if known is not None and known.uid:
+        click.echo(f"{settings.label_studio_url}/projects/{known.label_studio_id}/data is brought up to date")
+    else:
+        click.echo("asked for; it appears at Label Studio as soon as the workers come to it")
+
+
+def ask(store: Store, project_id: int) -> str:
+    """Have the companion made even if settings say off or somebody deleted it; the project's uid.
+
+    Raises SetupError for a project that we do not serve.
+    """
+    uids = [project.uid for project in store.projects() if project.label_studio_id == project_id]
+    if not uids:
+        known = ", ".join(str(project.label_studio_id) for project in store.projects()) or "none"
+        raise SetupError(f"project {project_id} is not connected to this backend; connected: {known}")
+    uid = uids[-1]  # Label Studio's SQLite uses ids again: the youngest is the living one
+    companion = store.labels.companion(uid) or Companion(uid, "", 0, "")
+    store.labels.put_companion(replace(companion, asked=True))
+    store.want("companion", uid)
+    return uid

@@ -1,0 +1,241 @@
+"""Clustering: groups that a person would see, numbers that keep their meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lookalike.records import Clustering, Embeddings
+from workers.clustering import article_cluster, cluster, extend, renumber
+
+CALTECH = Path(__file__).parents[1] / "../shared/data/emb/lite0_caltech101_f16.npz"
+
+
+def embeddings(vectors, first_id=1000, model="test"):
+    vectors = np.asarray(vectors, np.float32)
+    return Embeddings(np.arange(first_id, first_id + len(vectors)), vectors, model)
+
+
+def blobs(sizes, seed=0, dim=64, spread=0.15):
+    """Points around well separated directions, and which direction each belongs to."""
+    middles = np.random.default_rng(7).normal(size=(max(10, len(sizes)), dim))
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    noise = np.random.default_rng(seed).normal(size=(len(which), dim))
+    return (middles[which] + spread * noise).astype(np.float32), which
+
+
+def same_groups(a, b):
+    return len(np.unique(np.stack([a, b]), axis=1).T) == len(np.unique(a)) == len(np.unique(b))
+
+
+def test_cluster__finds_groups_and_numbers_them_by_size():
+    vectors, which = blobs([20, 60, 40])
+    found = cluster(embeddings(vectors), k=3)
+    assert same_groups(found.clusters, which)
+    assert np.bincount(found.clusters).tolist() == [60, 40, 20]
+
+
+def test_cluster__centroid_is_the_most_similar_member():
+    vectors, _ = blobs([30, 30])
+    found = cluster(embeddings(vectors), k=2)
+    for number, centroid in enumerate(found.centroids):
+        members = found.clusters == number
+        best = found.keyframe_ids[members][found.similarity[members].argmax()]
+        assert centroid == best
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [30, 30, 30, 30], [100] * 6])
+def test_cluster__proposed_k_keeps_groups_apart(sizes):
+    vectors, which = blobs(sizes)
+    found = cluster(embeddings(vectors))
+    assert len(sizes) <= len(found.centroids) <= max(2 * len(which) ** 0.5, len(sizes))
+    for number in range(len(found.centroids)):
+        assert len(set(which[found.clusters == number])) == 1
+
+
+def test_cluster__nearly_equal_frames_become_one_cluster_although_more_are_tried():
+    vectors, which = blobs([100] * 6, spread=0.01)
+    assert same_groups(cluster(embeddings(vectors)).clusters, which)
+
+
+@pytest.mark.parametrize("k", [0, 1, 5])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 10, 29, 30])
+def test_cluster__any_size(n, k):
+    vectors = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
+    found = cluster(embeddings(vectors), k)
+    assert (found.clusters >= 0).all()
+    assert found.similarity.dtype == np.float32
+    assert ((found.similarity >= 0) & (found.similarity <= 1)).all()
+    assert set(found.clusters) == set(range(len(found.centroids)))
+    if k:
+        assert len(found.centroids) == min(n, k)
+    for number, centroid in enumerate(found.centroids):
+        assert found.clusters[found.keyframe_ids == centroid] == number
+
+
+@pytest.mark.parametrize("n", [2, 3, 50])
+@pytest.mark.parametrize("k", [0, 4])
+def test_cluster__equal_frames_are_one_cluster(n, k):
+    found = cluster(embeddings(np.full((n, 16), 3.5)), k)
+    assert found.clusters.tolist() == [0] * n
+    assert found.similarity.tolist() == [1.0] * n
+
+
+def test_cluster__negative_k_is_refused():
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        cluster(embeddings(np.eye(3)), -1)
+
+
+def test_cluster__same_seed_same_result():
+    vectors, _ = blobs([50, 50, 50], spread=2.0)
+    one, two = (cluster(embeddings(vectors), seed=3) for _ in range(2))
+    assert (one.clusters == two.clusters).all()
+    assert (one.centroids == two.centroids).all()
+    assert (one.similarity == two.similarity).all()
+
+
+def test_cluster__does_not_change_its_input():
+    vectors, _ = blobs([20, 20])
+    before = vectors.copy()
+    cluster(embeddings(vectors))
+    assert (vectors == before).all()
+
+
+def test_cluster__large_projects_take_the_same_way():
+    vectors, which = blobs([30_000, 20_000, 10_000], dim=16)
+    found = cluster(embeddings(vectors), k=3)
+    assert same_groups(found.clusters, which)
+
+
+def test_article_cluster__finds_groups():
+    vectors, which = blobs([20, 60, 40])
+    assert same_groups(article_cluster(embeddings(vectors), 3).clusters, which)
+    with pytest.raises(ValueError, match="between 1 and the number of keyframes, 3, got 4"):
+        article_cluster(embeddings(np.eye(3)), 4)
+
+
+@pytest.mark.skipif(not CALTECH.is_file(), reason="the embeddings of Caltech-101 are not here")
+def test_cluster__real_photos_label_better_than_by_the_articles_recipe():
+    saved = np.load(CALTECH)
+    few = np.flatnonzero(np.isin(saved["y"], np.unique(saved["y"])[::5]))[:1000]
+    data, classes = embeddings(saved["X"][few]), saved["y"][few]
+
+    def right(found):
+        return (classes[found.centroids[found.clusters] - 1000] == classes).mean()
+
+    k = 2 * len(np.unique(classes))
+    ours, article = (np.mean([right(f(data, k, seed)) for seed in range(3)]) for f in (cluster, article_cluster))
+    assert ours > 0.85
+    assert ours > article
+    assert right(cluster(data)) > 0.85
+
+
+def test_extend__known_keep_their_numbers_and_new_ones_join():
+    vectors, _ = blobs([40, 30, 20])
+    known, old = embeddings(vectors), cluster(embeddings(vectors), 3)
+    more, new_which = blobs([10, 10, 10], seed=1)
+    grown = extend(old, known, embeddings(more, first_id=5000))
+    assert grown.keyframe_ids.tolist() == [*range(1000, 1090), *range(5000, 5030)]
+    assert (grown.clusters[:90] == old.clusters).all()
+    assert (grown.clusters[90:] < 3).mean() >= 0.8  # blobs 0, 1, 2 are clusters 0, 1, 2; a few outliers may stand apart
+    joined = grown.clusters[90:] < 3
+    assert (grown.clusters[90:][joined] == new_which[joined]).all()
+
+
+def test_extend__what_is_like_nothing_known_gets_new_numbers():
+    vectors, which = blobs([40, 30, 20, 25])
+    known, new = embeddings(vectors[which < 3]), embeddings(vectors[which == 3], first_id=5000)
+    old = cluster(known, 3)
+    grown = extend(old, known, new)
+    assert (grown.clusters[:90] == old.clusters).all()
+    assert (grown.clusters[90:] >= 3).all()
+    assert set(grown.clusters) == set(range(len(grown.centroids)))
+
+
+def test_extend__twice_is_once():
+    vectors, which = blobs([40, 30, 20])
+    known, new = embeddings(vectors[which < 2]), embeddings(vectors[which == 2], first_id=5000)
+    once = extend(cluster(known, 2), known, new)
+    both = Embeddings(once.keyframe_ids, np.concatenate([known.vectors, new.vectors]), "test")
+    twice = extend(once, both, new)
+    assert (twice.keyframe_ids == once.keyframe_ids).all()
+    assert (twice.clusters == once.clusters).all()
+
+
+def test_extend__from_nothing_and_by_nothing():
+    nothing = embeddings(np.empty((0, 64)))
+    vectors, _ = blobs([20, 10])
+    some = embeddings(vectors)
+    first = extend(cluster(nothing), nothing, some)
+    assert (first.clusters == cluster(some).clusters).all()
+    assert (extend(first, some, nothing).clusters == first.clusters).all()
+    assert len(extend(cluster(nothing), nothing, nothing).clusters) == 0
+
+
+def test_extend__emptied_number_keeps_no_members_and_attracts_none():
+    vectors, which = blobs([30, 20, 10])
+    old = cluster(embeddings(vectors), 3)
+    kept = which != 1
+    known = Embeddings(old.keyframe_ids[kept], vectors[kept], "test")
+    grown = extend(old, known, embeddings(vectors[:5], first_id=5000))
+    assert grown.centroids[1] == -1
+    assert 1 not in grown.clusters
+    assert (grown.clusters[:40] == old.clusters[kept]).all()
+
+
+def test_extend__two_models_never_meet():
+    a, b = embeddings(np.eye(3), model="a"), embeddings(np.eye(3), first_id=50, model="b")
+    with pytest.raises(ValueError, match="one model, got 'a' and 'b'"):
+        extend(cluster(a), a, b)
+
+
+def clustering(numbers, first_id=1):
+    numbers = np.array(numbers, np.int64)
+    ids = np.arange(first_id, first_id + len(numbers))
+    centroids = np.array([ids[numbers == c][0] for c in range(numbers.max() + 1)], np.int64)
+    return Clustering(ids, numbers, centroids, np.ones(len(ids), np.float32))
+
+
+def test_renumber__same_groups_get_their_old_numbers():
+    old, fresh = clustering([0, 0, 1, 1, 2, 2]), clustering([2, 2, 0, 0, 1, 1])
+    again = renumber(old, fresh)
+    assert again.clusters.tolist() == old.clusters.tolist()
+    assert again.centroids.tolist() == old.centroids.tolist()
+
+
+def test_renumber__a_split_cluster_keeps_its_number_where_most_of_it_is():
+    again = renumber(clustering([0, 0, 0, 1, 1]), clustering([1, 1, 0, 2, 2]))
+    assert again.clusters.tolist() == [0, 0, 2, 1, 1]
+    assert again.centroids.tolist() == [1, 4, 3]
+
+
+def test_renumber__an_emptied_number_is_never_used_again():
+    merged = renumber(clustering([0, 0, 0, 1, 1]), clustering([0, 0, 0, 0, 0]))
+    assert merged.clusters.tolist() == [0] * 5
+    assert merged.centroids.tolist() == [1, -1]
+    split = renumber(merged, clustering([0, 0, 0, 1, 1]))
+    assert split.clusters.tolist() == [0, 0, 0, 2, 2]
+    assert split.centroids.tolist() == [1, -1, 4]
+
+
+def test_renumber__nothing_in_common_means_new_numbers():
+    again = renumber(clustering([0, 1]), clustering([0, 1], first_id=100))
+    assert again.clusters.tolist() == [2, 3]
+    assert again.centroids.tolist() == [-1, -1, 100, 101]
+
+
+def test_renumber__nothing_at_all():
+    nothing = cluster(embeddings(np.empty((0, 4))))
+    assert renumber(nothing, clustering([0, 1])).clusters.tolist() == [0, 1]
+    assert renumber(clustering([0, 1]), nothing).centroids.tolist() == [-1, -1]
+
+
+def test_renumber__after_a_refit_numbers_keep_their_content():
+    vectors, which = blobs([40, 30, 20])
+    old = cluster(embeddings(vectors), 3)
+    more, more_which = blobs([5, 50, 100], seed=1)
+    everything = embeddings(np.concatenate([vectors, more]))
+    again = renumber(old, cluster(everything, 3))
+    assert (again.clusters == np.concatenate([which, more_which])).all()

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lookalike.records import Embeddings, Label
+from workers.planner import next_to_label, stop_advice
+from workers.propagation import Graph, build_graph, propagate, relative_influence
+
+NAMES = ["cat", "dog", "bird", "fish"]
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    """Groups of 60, 30, 20 and 10 keyframes, well apart; ids are rows."""
+    rng = np.random.default_rng(0)
+    kind = truth_numbers()
+    return build_graph(Embeddings(np.arange(120), (np.eye(32)[kind] * 6 + rng.normal(0, 1, (120, 32))).astype(np.float32), "t"))
+
+
+def truth_numbers() -> list[int]:
+    return [0] * 60 + [1] * 30 + [2] * 20 + [3] * 10
+
+
+def truth(row: int) -> str:
+    return NAMES[truth_numbers()[row]]
+
+
+def test_next_to_label__covers_all_groups_the_largest_first(graph: Graph) -> None:
+    order = next_to_label(graph, None, 8)
+    assert truth(order[0]) == "cat"
+    assert {truth(row) for row in order} == set(NAMES)
+    assert len(set(order)) == 8
+
+
+def test_next_to_label__is_the_greedy_choice_and_the_same_every_time(graph: Graph) -> None:
+    kernel = relative_influence(graph, range(120)).toarray()
+    known, best = np.zeros(120), []
+    for _ in range(6):
+        gains = np.maximum(kernel - known, 0).sum(axis=1)
+        best.append(int(gains.argmax()))
+        known = np.maximum(known, kernel[best[-1]])
+    assert list(next_to_label(graph, None, 6)) == best
+    assert next_to_label(graph, None, 6) == next_to_label(graph, None, 6)
+
+
+def test_next_to_label__goes_where_no_label_reaches(graph: Graph) -> None:
+    labels = [Label(row, truth(row), row) for row in (0, 5, 10, 60, 65, 90, 95)]
+    run = propagate(None, labels, NAMES, graph=graph)
+    order = next_to_label(graph, run, 2)
+    assert "fish" in {truth(row) for row in order}
+    assert not set(order) & {label.keyframe_id for label in labels}
+
+
+def test_next_to_label__no_more_than_are_left(graph: Graph) -> None:
+    assert sorted(next_to_label(graph, None, 500)) == list(range(120))
+    assert next_to_label(graph, None, 0) == ()
+    with pytest.raises(ValueError, match="n must be 0 or more, got -1"):
+        next_to_label(graph, None, -1)
+
+
+def test_stop_advice__counts_down_and_says_stop(graph: Graph) -> None:
+    order = next_to_label(graph, None, 40)
+    few = [Label(row, truth(row), row) for row in order[:3]]
+    run = propagate(None, few, NAMES, graph=graph)
+    advice = stop_advice(graph, few, NAMES, run)
+    assert not advice.stop
+    assert advice.more is not None
+    assert advice.more > 0
+    assert f"label about {advice.more} more centroids to reach 95% on 90% of the keyframes" == advice.text
+    many = [Label(row, truth(row), row) for row in order]
+    done = stop_advice(graph, many, NAMES, propagate(None, many, NAMES, graph=graph))
+    assert done.stop
+    assert done.covered >= 0.9
+    assert done.text.startswith("stop")
+
+
+def test_stop_advice__before_the_first_label(graph: Graph) -> None:
+    advice = stop_advice(graph, [], NAMES, propagate(None, [], NAMES, graph=graph))
+    assert not advice.stop
+    assert advice.more is None
+    with pytest.raises(ValueError, match="target must be"):
+        stop_advice(graph, [], NAMES, propagate(None, [], NAMES, graph=graph), target=90)
