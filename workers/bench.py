@@ -9,26 +9,35 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import re
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from PIL import Image
 
 from lookalike import wire
 from lookalike.errors import SetupError
 from lookalike.label_config import shipped_config
-from lookalike.records import Embeddings, Extraction, Json
+from lookalike.ledger import Claim
+from lookalike.records import Clustering, Extraction, Json
 from lookalike.settings import Settings, share_cores
-from lookalike.store import Project, open_store
+from lookalike.store import Project, Store, open_store
 from workers import clustering, demo, jobs, keyframes
+
+if TYPE_CHECKING:
+    from workers.embedders import Embedder
+
+T = TypeVar("T")
 
 _PICTURES = 64  # of embedding against eager
 _CUT_SHOTS = 60
@@ -73,104 +82,105 @@ def measure(clips: Sequence[Path], settings: Settings, folder: Path, repeat: int
     """All figures of one run. Raises SetupError where the source tree's `benchmarks/` is missing."""
     article, cuts = _benchmark("article"), _benchmark("cuts")
     settings = settings.with_(data_dir=folder, clusters=clusters, device="cpu")
-    place = jobs.Workplace(settings, open_store(settings.sqlalchemy_url), None, "bench")  # type: ignore[arg-type]
-    embedder = place.embedder
-    model_folder = settings.data_dir / "models"
-    model = next(model_folder.iterdir())
+    embedder = _embedder(settings)
+    model = next((folder / "models").iterdir())
+    eager = article.load(model)
     rounds: list[dict[str, float]] = []
-    ratios: dict[str, list[float]] = {name: [] for name in RATIOS}
-    kept: list[float] = []
-    pictures = []
+    counts: Json = {}
+    pictures: list[Any] = []
     for number in range(repeat + 1):  # the first warms caches and libraries up, and does not count
         cpu: dict[str, float] = {}
-        cpu["decode"] = _cpu(lambda: [keyframes.decode_only(clip) for clip in clips])
-        extracted: dict[str, list[Extraction]] = {}
+        cpu["decode"], frames = _timed(lambda: sum(keyframes.decode_only(clip) for clip in clips))
         for mode in ("exact", "fast"):
-            options = replace(jobs.keyframe_options(settings), mode=mode)
             out = folder / f"{mode}{number}"
-            cpu[f"keyframes_{mode}"], extracted[mode] = _cpu_and(
-                lambda out=out, options=options: [
-                    keyframes.extract(clip, n + 1, out / str(n), options) for n, clip in enumerate(clips)
-                ]
-            )
+            cpu[f"keyframes_{mode}"], found = _timed(partial(_extract, clips, out, settings, mode))
+            counts[f"keyframes_{mode}"] = sum(len(extraction.keyframes) for extraction in found)
         if not pictures:
             files = sorted((folder / f"exact{number}").rglob("*.jpg"))
             pictures = [jobs.read_picture(files[i % len(files)]) for i in range(_PICTURES)]
-        cpu["embed"] = _cpu(lambda p=pictures: embedder.embed(p))
-        cpu["embed_eager"] = _cpu(lambda p=pictures: article.embed_one_by_one(p, model))
+        cpu["embed"], _ = _timed(partial(embedder.embed, pictures))
+        cpu["embed_eager"], _ = _timed(partial(article.embed, [Image.fromarray(p) for p in pictures], *eager))
         for mode in ("exact", "fast"):
-            cpu |= _job(place, clips, mode, folder / f"job-{mode}{number}")
-        cpu["article"] = float(article.run(clips, model, clusters)["cpu_s"]["total"])
-        if number == 0:
-            continue
-        rounds.append(cpu)
-        ratios["keyframes_exact_to_decode"].append(cpu["keyframes_exact"] / cpu["decode"])
-        ratios["keyframes_fast_to_decode"].append(cpu["decode"] / cpu["keyframes_fast"])
-        ratios["embed_to_eager"].append(cpu["embed_eager"] / cpu["embed"])
-        ratios["job_exact_to_article"].append(cpu["article"] / cpu["job_exact"])
-        ratios["job_fast_to_article"].append(cpu["article"] / cpu["job_fast"])
-        frames = sum(e.facts.frame_count for e in extracted["exact"])
-        kept.append(sum(len(e.keyframes) for e in extracted["exact"]) / frames)
+            cpu |= _job(embedder, clips, settings.with_(keyframe_mode=mode), folder / f"job-{mode}{number}")
+        recipe = article.run(list(clips), model, clusters)
+        cpu |= {f"article_{step}": spent["cpu"] for step, spent in recipe["seconds"].items() if step != "load"}
+        counts |= {"frames": frames, "keyframes_article": recipe["keyframes"]}
+        if number:
+            rounds.append(cpu)
+
+    def median(ratio: Callable[[dict[str, float]], float]) -> float:
+        return round(statistics.median(ratio(cpu) for cpu in rounds), 3)
 
     spliced = folder / "spliced.mp4"
     true = cuts.splice(clips, spliced, _CUT_SHOTS)
     fast = keyframes.extract(spliced, 1, folder / "spliced", replace(jobs.keyframe_options(settings), mode="fast"))
     return {
-        "ratios": {name: round(statistics.median(values), 3) for name, values in ratios.items()},
-        "cpu_s": {name: round(statistics.median(r[name] for r in rounds), 3) for name in rounds[0]},
+        "ratios": {
+            "keyframes_exact_to_decode": median(lambda cpu: cpu["keyframes_exact"] / cpu["decode"]),
+            "keyframes_fast_to_decode": median(lambda cpu: cpu["decode"] / cpu["keyframes_fast"]),
+            "embed_to_eager": median(lambda cpu: cpu["embed_eager"] / cpu["embed"]),
+            "job_exact_to_article": median(lambda cpu: cpu["article_all"] / cpu["job_exact"]),
+            "job_fast_to_article": median(lambda cpu: cpu["article_all"] / cpu["job_fast"]),
+        },
         "hard_cut_recall_fast": round(cuts.recall(fast.cuts, true), 4),
         "peak_rss_mb": round(_peak_rss_mb(max(clips, key=lambda clip: clip.stat().st_size), settings)),
-        "kept_share": round(statistics.median(kept), 4),
+        "kept_share": round(counts["keyframes_exact"] / counts["frames"], 4),
+        "cpu_s": {name: median(itemgetter(name)) for name in rounds[0]},
+        **counts,
         "clips": len(clips),
         "rounds": len(rounds),
-        "frames": sum(e.facts.frame_count for e in extracted["exact"]),
     }
 
 
-def _job(place: jobs.Workplace, clips: Sequence[Path], mode: str, folder: Path) -> dict[str, float]:
-    """The whole job on all clips, as the workers do it, into a ledger of its own; CPU seconds by step."""
-    store = open_store(f"sqlite:///{folder / 'ledger.sqlite3'}")
-    settings = place.settings.with_(keyframe_mode=mode)
-    project = Project("1.1", 1, "bench", shipped_config("video_timeline"))
-    store.put_project(project)
-    store.add_videos("1.1", [(n + 1, str(clip), {}) for n, clip in enumerate(clips)])
-    steps = {f"job_{mode}_{step}": 0.0 for step in ("keyframes", "embed", "cluster", "write")}
+def _extract(clips: Sequence[Path], out: Path, settings: Settings, mode: str) -> list[Extraction]:
+    options = jobs.keyframe_options(settings.with_(keyframe_mode=mode))
+    return [keyframes.extract(clip, n + 1, out / str(n), options) for n, clip in enumerate(clips)]
 
-    def timed(step: str, work: Callable[[], Any]) -> Any:
-        seconds, result = _cpu_and(work)
-        steps[f"job_{mode}_{step}"] += seconds
+
+def _job(embedder: Embedder, clips: Sequence[Path], settings: Settings, folder: Path) -> dict[str, float]:
+    """The whole job on all clips, as the workers do it, into a ledger of its own; CPU seconds by step."""
+    name = f"job_{settings.keyframe_mode}"
+    steps = dict.fromkeys((f"{name}_{step}" for step in ("keyframes", "embed", "cluster", "write")), 0.0)
+
+    def timed(step: str, work: Callable[[], T]) -> T:
+        seconds, result = _timed(work)
+        steps[f"{name}_{step}"] += seconds
         return result
 
+    store = open_store(f"sqlite:///{folder / 'ledger.sqlite3'}")
+    project = Project("1.1", 1, "bench", shipped_config("video_timeline"))
+    store.put_project(project)
+    store.add_videos(project.uid, [(n + 1, str(clip), {}) for n, clip in enumerate(clips)])
     for row in store.ledger.due(("video",), len(clips)):
-        claim = store.ledger.claim(row.id, "bench", lease_s=600, max_crashes=3)
-        assert claim is not None
-        video = int(claim.subject)
+        claim = _claim(store, row.id)
+        clip, video = clips[int(claim.subject) - 1], int(claim.subject)
         out = folder / str(video)
-        extraction = timed(
-            "keyframes",
-            lambda v=video, o=out: keyframes.extract(clips[v - 1], v, o, jobs.keyframe_options(settings)),
-        )
-        embeddings = timed("embed", lambda e=extraction, o=out: jobs.embed_pictures(place.embedder, e.keyframes, o))
-        timed("write", lambda c=claim, x=extraction, e=embeddings: store.put_extraction(c, x, e))
-    [row] = store.ledger.due(("cluster",), 1)
-    claim = store.ledger.claim(row.id, "bench", lease_s=600, max_crashes=3)
-    assert claim is not None
+        options = jobs.keyframe_options(settings)
+        extraction = timed("keyframes", partial(keyframes.extract, clip, video, out, options))
+        embeddings = timed("embed", partial(jobs.embed_pictures, embedder, extraction.keyframes, out))
+        timed("write", partial(store.put_extraction, claim, extraction, embeddings))
+    claim = _claim(store, store.ledger.due(("cluster",), 1)[0].id)
+    config, version = wire.parse_label_config(project.label_config), wire.model_version(embedder.name)
 
-    def cluster() -> Any:
-        loaded: Embeddings = store.load_embeddings("1.1", place.embedder.name)
-        k = min(settings.clusters, len(loaded.keyframe_ids))
-        return clustering.cluster(loaded, k, settings.seed)
+    def cluster() -> Clustering:
+        embeddings = store.load_embeddings(project.uid, embedder.name)
+        return clustering.cluster(embeddings, min(settings.clusters, len(embeddings.keyframe_ids)), settings.seed)
 
     grouped = timed("cluster", cluster)
-    config = wire.parse_label_config(project.label_config)
 
     def write() -> None:
-        bodies = jobs.compose(store, config, store.videos("1.1"), grouped, wire.model_version(place.embedder.name))
-        store.put_clustering(claim, place.embedder.name, grouped, len(grouped.keyframe_ids), bodies)
+        bodies = jobs.compose(store, config, store.videos(project.uid), grouped, version, {})
+        store.put_clustering(claim, embedder.name, grouped, len(grouped.keyframe_ids), bodies)
 
     timed("write", write)
     store.close()
-    return {**steps, f"job_{mode}": sum(steps.values())}
+    return {**steps, name: sum(steps.values())}
+
+
+def _claim(store: Store, row: int) -> Claim:
+    claim = store.ledger.claim(row, "bench", lease_s=3600, max_crashes=3)
+    assert claim is not None
+    return claim
 
 
 def _peak_rss_mb(clip: Path, settings: Settings) -> float:
@@ -180,16 +190,21 @@ def _peak_rss_mb(clip: Path, settings: Settings) -> float:
 
 
 def _one_job(clip: Path, settings: Settings) -> float:
-    place = jobs.Workplace(settings, open_store(settings.sqlalchemy_url), None, "bench")  # type: ignore[arg-type]
-    _job(place, [clip], "exact", settings.data_dir / "peak")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
+    _job(_embedder(settings), [clip], settings, settings.data_dir / "peak")
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's ru_maxrss counts what the parent held when it started this process
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
-def _cpu(work: Callable[[], Any]) -> float:
-    return _cpu_and(work)[0]
+def _embedder(settings: Settings) -> Embedder:
+    from workers.embedders import open_embedder  # not before share_cores
+
+    return open_embedder(settings.embedder, device=settings.device, cache_dir=settings.data_dir / "models")
 
 
-def _cpu_and(work: Callable[[], Any]) -> tuple[float, Any]:
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    """(CPU seconds, result)"""
     begun = time.process_time()
     result = work()
     return time.process_time() - begun, result
@@ -216,7 +231,12 @@ def _benchmark(name: str) -> ModuleType:
 
 
 def _table(report: Json) -> str:
-    lines = [f"{report['clips']} clips, {report['frames']} frames, median of {report['rounds']} rounds", ""]
+    lines = [
+        f"{report['clips']} clips, {report['frames']} frames, "
+        f"{report['keyframes_exact']} keyframes (fast {report['keyframes_fast']}, article "
+        f"{report['keyframes_article']}), median of {report['rounds']} rounds",
+        "",
+    ]
     lines += [
         f"{report['ratios'][name]:8.2f}  {name}: {what} (asked: {asked})" for name, (what, asked) in RATIOS.items()
     ]

@@ -98,8 +98,9 @@ class TransformersEmbedder:
         self._threads = 2 if device.type == "cuda" else torch.get_num_threads()
         self._prepare = _Preparation(name, _load(name, folder, transformers.AutoImageProcessor))
         self.input_px = self._prepare.input_px
-        self._forward = self._open(folder)
-        self.dim = int(self._run(self._prepare(_test_picture())[None]).shape[1])
+        with self._pool() as pool:
+            self._forward = pool.submit(self._open, folder).result()
+            self.dim = int(pool.submit(self._run, self._prepare(_test_picture())[None]).result().shape[1])
 
     def embed(self, images: Sequence[Picture]) -> Vectors:
         """See Embedder. Raises EmbedderError where not even one picture fits into memory or a vector is not finite."""
@@ -109,7 +110,7 @@ class TransformersEmbedder:
         if not len(images):
             return np.empty((0, self.dim), np.float32)
         batches = [images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size)]
-        with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with self._pool() as pool:
             vectors = np.concatenate(list(pool.map(self._vectors, batches)))
         wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(wrong):
@@ -118,6 +119,9 @@ class TransformersEmbedder:
                 "it does not bear bfloat16; choose another model"
             )
         return vectors
+
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def _vectors(self, images: Sequence[Picture]) -> Vectors:
         """Vectors of one batch; where memory does not suffice, batches are half as large from now on."""
@@ -205,10 +209,18 @@ def _forward(model: Any, pool: Pooling) -> Callable[[torch.Tensor], torch.Tensor
     call = model.get_image_features if hasattr(model, "get_image_features") else model
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
-        output = call(pixel_values=pixels.to(model.dtype))
+        output = call(pixel_values=pixels.to(model.dtype), **_options(model, len(pixels)))
         return output if isinstance(output, torch.Tensor) else pool(output)
 
     return forward
+
+
+def _options(model: Any, count: int) -> dict[str, torch.Tensor]:
+    """ViT-MAE shuffles the patches by random numbers; by rising ones it leaves them, and the vector, as they are."""
+    if model.config.model_type != "vit_mae":
+        return {}
+    patches = model.embeddings.patch_embeddings.num_patches
+    return {"noise": torch.arange(patches, device=model.device, dtype=torch.float32).expand(count, patches)}
 
 
 # --- from picture to input
@@ -413,7 +425,7 @@ def _load_model(name: str, folder: Path) -> tuple[Any, Pooling]:
         raise EmbedderError(f"embedder {name} lacks weights that its config.json asks for, such as {lacking[0]}")
     model_type = model.config.model_type
     if model_type == "vit_mae":
-        # it hides a random 75 % of the picture even when not training, and so gives other vectors each time
+        # it hides a random 75 % of the picture even when not training
         model.config.mask_ratio = 0.0
     return model.eval().float(), _pooling(model_type, missing)
 
