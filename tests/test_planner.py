@@ -14,8 +14,8 @@ NAMES = ["cat", "dog", "bird", "fish"]
 def graph() -> Graph:
     """Groups of 60, 30, 20 and 10 keyframes, well apart; ids are rows."""
     rng = np.random.default_rng(0)
-    kind = truth_numbers()
-    return build_graph(Embeddings(np.arange(120), (np.eye(32)[kind] * 6 + rng.normal(0, 1, (120, 32))).astype(np.float32), "t"))
+    vectors = (rng.normal(0, 2, (4, 32))[truth_numbers()] + rng.normal(0, 1, (120, 32))).astype(np.float32)
+    return build_graph(Embeddings(np.arange(120), vectors, "t"))
 
 
 def truth_numbers() -> list[int]:

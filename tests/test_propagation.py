@@ -11,10 +11,10 @@ from workers.propagation import Outcome, Propagation, add, build_graph, influenc
 CATEGORIES = ["cat", "dog", "bird", "fish"]
 
 
-def blobs(per: int = 30, apart: float = 6.0, seed: int = 0, kinds: int = 4) -> tuple[Embeddings, list[str]]:
-    """`kinds` groups of `per` keyframes each around its own corner, 32 dimensions; ids start at 100."""
+def blobs(per: int = 30, apart: float = 2.0, seed: int = 0, kinds: int = 4) -> tuple[Embeddings, list[str]]:
+    """`kinds` groups of `per` keyframes, each around its own middle in 32 dimensions; ids start at 100."""
     rng = np.random.default_rng(seed)
-    middles = np.eye(32)[:kinds] * apart
+    middles = rng.normal(0, apart, (kinds, 32))
     vectors = np.concatenate([middle + rng.normal(0, 1, (per, 32)) for middle in middles]).astype(np.float32)
     return Embeddings(np.arange(100, 100 + len(vectors)), vectors, "test"), [
         CATEGORIES[i // per] for i in range(kinds * per)
@@ -39,7 +39,7 @@ def test_propagate__lookalikes_get_the_label() -> None:
 
 
 def test_propagate__every_unlabelled_keyframe_is_proposed_or_open_and_labelled_ones_never() -> None:
-    embeddings, truth = blobs(apart=2.5)
+    embeddings, truth = blobs(apart=0.5)
     labelled = [0, 1, 30, 31, 60, 90]
     run = propagate(embeddings, labels_of(truth, labelled), CATEGORIES)
     guessed = [p.keyframe_id for p in run.proposed] + [g.keyframe_id for g in run.open]
@@ -109,18 +109,18 @@ def test_propagate__no_labels_no_guesses() -> None:
 
 
 def test_propagate__a_higher_promise_proposes_less() -> None:
-    embeddings, truth = blobs(apart=2.5)
-    graph, labels = build_graph(embeddings), labels_of(truth, [0, 1, 30, 31, 60, 61, 90, 91])
+    embeddings, truth = blobs(apart=0.8)
+    graph, labels = build_graph(embeddings), labels_of(truth, [0, 1, 2, 3, 30, 31, 32, 33, 60, 61, 62, 90, 91, 92])
     counts = [len(propagate(None, labels, CATEGORIES, graph=graph, promise=p).proposed) for p in (0.6, 0.9, 0.99)]
     assert counts[0] > counts[2]
     assert counts == sorted(counts, reverse=True)
-    run = propagate(None, labels, CATEGORIES, graph=graph, promise=0.9)
+    run = propagate(None, labels, CATEGORIES, graph=graph, promise=0.6)
     assert run.precision_low <= run.precision <= run.precision_high
-    assert run.precision >= 0.9
+    assert run.precision >= 0.6
 
 
 def test_propagate__wrong_proposals_make_it_careful_and_right_ones_sure() -> None:
-    embeddings, truth = blobs(apart=3.0)
+    embeddings, truth = blobs(apart=1.0)
     graph, labels = build_graph(embeddings), labels_of(truth, [0, 1, 30, 31, 60, 61, 90, 91])
     bare = propagate(None, labels, CATEGORIES, graph=graph)
 
@@ -154,7 +154,7 @@ def test_influence__is_the_series_of_label_spreading() -> None:
     graph = build_graph(embeddings, k=5)
     kernel = 0.1 * np.linalg.inv(np.eye(40) - 0.9 * graph.spreading.toarray())
     assert np.abs(influence(graph, [3, 17]).toarray() - kernel[[3, 17]]).max() < 2e-3
-    assert np.abs(graph.self_influence / np.diag(kernel) - 1).mean() < 0.1
+    assert np.abs(graph.self_influence / np.diag(kernel) - 1).mean() < 0.15
 
 
 def test_add__new_keyframes_get_the_guess_that_a_fresh_graph_gives() -> None:

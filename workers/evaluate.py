@@ -1,0 +1,231 @@
+"""What would it have saved? An annotator replayed on data whose labels are known.
+
+    results = evaluate(embeddings, categories, budgets=[20, 40], seeds=5)
+
+Three ways to spend the same number of labels: ours (the planner chooses, labels spread over the graph), the seed
+article's (StandardScaler, KMeans, the centroid's label for its whole cluster), and random choice with the nearest
+labelled neighbour.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from lookalike.errors import RequestError
+from lookalike.records import Embeddings, Label
+from workers.clustering import article_cluster
+from workers.planner import next_to_label
+from workers.propagation import Propagation, build_graph, propagate
+
+Texts = NDArray[np.str_]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One method at one budget; means over the seeds."""
+
+    budget: int
+    method: str  # lookalike, article, random
+    accuracy: float  # share of all keyframes that end with the right category, the labelled ones included
+    coverage: float  # share of the keyframes nobody labelled that get a proposal at the promise
+    precision: float | None  # share of right ones among these proposals; None if there are none
+    ece: float | None  # expected calibration error of the scores of all unlabelled keyframes, 15 bins; None: no scores
+    classes_seen: float  # categories that came before the annotator
+    actions: float  # human actions until every keyframe is right, see `actions_to_finish`
+    labels: float  # keyframes labelled one by one
+
+
+def evaluate(
+    embeddings: Embeddings,
+    truth: Sequence[str],
+    budgets: Sequence[int],
+    *,
+    seeds: int = 5,
+    promise: float = 0.95,
+) -> list[Result]:
+    """Replay an annotator who always says `truth` (n,), for each budget and method.
+
+    A seed shuffles the keyframes, so that no luck of order counts; it also seeds KMeans and the random choice.
+    The truth is used for nothing but answering and scoring. Raises RequestError for a budget outside 1..n.
+    """
+    names = np.asarray(truth)
+    n = len(embeddings.keyframe_ids)
+    if names.shape != (n,):
+        raise RequestError(f"there must be one category for each of the {n} embeddings, got {len(names)}")
+    if seeds < 1:
+        raise RequestError(f"seeds must be at least 1, got {seeds}")
+    for budget in budgets:
+        if not 1 <= budget <= n:
+            raise RequestError(f"budget must be between 1 and the number of keyframes, {n}, got {budget}")
+    runs: dict[tuple[int, str], list[Result]] = {}
+    for seed in range(seeds):
+        order = np.random.default_rng(seed).permutation(n)
+        shuffled = Embeddings(embeddings.keyframe_ids[order], embeddings.vectors[order], embeddings.model)
+        for budget in budgets:
+            for result in (
+                _lookalike(shuffled, names[order], budget, promise),
+                _article(shuffled, names[order], budget, seed),
+                _random(shuffled, names[order], budget, seed),
+            ):
+                runs.setdefault((result.budget, result.method), []).append(result)
+    return [_mean(results) for results in runs.values()]
+
+
+def actions_to_finish(labels: int, groups: Sequence[Texts], wrong: int) -> int:
+    """Each label is one action, so is confirming in bulk what one list shows for one category, and each correction.
+
+    groups: the guessed categories of each list ("Confirm", "Unsure"), wrong: guesses that are not right. Without a
+    tool it is one action per keyframe.
+    """
+    return labels + sum(len(np.unique(group)) for group in groups) + wrong
+
+
+def _lookalike(embeddings: Embeddings, truth: Texts, budget: int, promise: float) -> Result:
+    graph = build_graph(embeddings)
+    categories = sorted(set(truth.tolist()))
+    known = dict(zip(embeddings.keyframe_ids.tolist(), truth.tolist(), strict=True))
+    labels: list[Label] = []
+    run: Propagation | None = None
+    step = max(1, budget // 40)  # the annotator's list is made anew after every few labels
+    while len(labels) < budget:
+        for identifier in next_to_label(graph, run, min(step, budget - len(labels))):
+            labels.append(Label(identifier, known[identifier], len(labels)))
+        run = propagate(None, labels, categories, promise=promise, graph=graph)
+    assert run is not None
+    said = {label.keyframe_id: label.category for label in labels}
+    guessed = {p.keyframe_id: (p.category, p.score) for p in run.proposed}
+    rest = {g.keyframe_id: (g.category, g.score) for g in run.open}
+    lists = [np.array([category for category, _ in group.values()], dtype=truth.dtype) for group in (guessed, rest)]
+    right = np.array([known[i] == category for i, (category, _) in guessed.items()], bool)
+    everything = list((guessed | rest).items())
+    hits = np.array([known[i] == category for i, (category, _) in everything], bool)
+    scores = np.array([score for _, (_, score) in everything])
+    n = len(truth)
+    return Result(
+        budget=budget,
+        method="lookalike",
+        accuracy=(len(said) + int(hits.sum())) / n,
+        coverage=len(guessed) / max(1, n - len(said)),
+        precision=float(right.mean()) if len(right) else None,
+        ece=calibration_error(scores, hits),
+        classes_seen=len(set(said.values())),
+        actions=actions_to_finish(len(said), lists, int((~hits).sum())),
+        labels=len(said),
+    )
+
+
+def _article(embeddings: Embeddings, truth: Texts, budget: int, seed: int) -> Result:
+    clustering = article_cluster(embeddings, budget, seed)
+    row = {identifier: i for i, identifier in enumerate(embeddings.keyframe_ids.tolist())}
+    chosen = np.array([row[identifier] for identifier in clustering.centroids.tolist()])
+    return _everything("article", budget, truth, chosen, truth[chosen][clustering.clusters])
+
+
+def _random(embeddings: Embeddings, truth: Texts, budget: int, seed: int) -> Result:
+    chosen = np.random.default_rng(seed).permutation(len(truth))[:budget]
+    unit = embeddings.vectors / np.maximum(np.linalg.norm(embeddings.vectors, axis=1, keepdims=True), 1e-12)
+    return _everything("random", budget, truth, chosen, truth[chosen][(unit @ unit[chosen].T).argmax(axis=1)])
+
+
+def _everything(method: str, budget: int, truth: Texts, chosen: NDArray[np.int64], guess: Texts) -> Result:
+    """A method that proposes something for every keyframe and has no scores."""
+    rest = np.ones(len(truth), bool)
+    rest[chosen] = False
+    right = (guess == truth)[rest]
+    return Result(
+        budget=budget,
+        method=method,
+        accuracy=(len(chosen) + int(right.sum())) / len(truth),
+        coverage=1.0,
+        precision=float(right.mean()) if len(right) else None,
+        ece=None,
+        classes_seen=len(set(truth[chosen].tolist())),
+        actions=actions_to_finish(len(chosen), [guess[rest]], int((~right).sum())),
+        labels=len(chosen),
+    )
+
+
+def calibration_error(scores: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., 2017): mean distance of score and share right, over equally wide bins."""
+    if not len(scores):
+        return 0.0
+    which = np.minimum((scores * bins).astype(int), bins - 1)
+    return sum(abs(float(scores[which == b].sum() - right[which == b].sum())) for b in range(bins)) / len(scores)
+
+
+def _mean(results: Sequence[Result]) -> Result:
+    means: dict[str, Any] = {}
+    for name in (field.name for field in fields(Result) if field.name not in ("budget", "method")):
+        values = [value for result in results if (value := getattr(result, name)) is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return Result(budget=results[0].budget, method=results[0].method, **means)
+
+
+def read_labelled(path: Path) -> tuple[Embeddings, list[str]]:
+    """Embeddings and categories of an .npz with `X` (n, d), `y` (n,) and, if y are numbers, `classes`.
+
+    Raises RequestError with what is missing.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            missing = {"X", "y"} - set(data)
+            if missing:
+                raise RequestError(f"{path} must hold the arrays X and y, it has no {' and no '.join(sorted(missing))}")
+            vectors, y = data["X"].astype(np.float32), data["y"]
+            classes = data.get("classes")
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(f"cannot read {path} as .npz: {error}") from None
+    truth = [str(classes[i]) if classes is not None and np.issubdtype(y.dtype, np.integer) else str(i) for i in y]
+    try:
+        return Embeddings(np.arange(len(vectors)), vectors, path.stem), truth
+    except ValueError as error:
+        raise RequestError(f"{path}: {error}") from None
+
+
+def table(results: Sequence[Result], n: int) -> str:
+    """The results for people."""
+    lines = [
+        f"{'budget':>6}  {'method':<9}  {'accuracy':>8}  {'coverage':>8}  {'precision':>9}  {'ece':>5}  "
+        f"{'seen':>5}  {'actions':>7}  of {n}"
+    ]
+    for r in results:
+        precision = "-" if r.precision is None else f"{r.precision:.3f}"
+        ece = "-" if r.ece is None else f"{r.ece:.3f}"
+        lines.append(
+            f"{r.budget:>6}  {r.method:<9}  {r.accuracy:>8.3f}  {r.coverage:>8.3f}  {precision:>9}  {ece:>5}  "
+            f"{r.classes_seen:>5.1f}  {r.actions:>7.0f}"
+        )
+    return "\n".join(lines)
+
+
+@click.command("evaluate")
+@click.argument("embeddings", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="EMB.npz")
+@click.option("--budget", "budgets", type=click.IntRange(1), multiple=True, help="Labels to spend; may be repeated.")
+@click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions that are averaged.")
+@click.option("--promise", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Precision asked.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(embeddings: Path, budgets: tuple[int, ...], seeds: int, promise: float, as_json: bool) -> None:
+    """Replay an annotator on EMB.npz, whose labels are known, and say what Lookalike saves.
+
+    EMB.npz holds X (n, d), y (n,) and, if y are numbers, classes. Without --budget: 1, 2 and 5 labels per category.
+    """
+    try:
+        data, truth = read_labelled(embeddings)
+        count = len(set(truth))
+        chosen = budgets or tuple(sorted({min(len(truth), k * count) for k in (1, 2, 5)}))
+        results = evaluate(data, truth, chosen, seeds=seeds, promise=promise)
+    except RequestError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        about = {"keyframes": len(truth), "categories": count, "seeds": seeds, "promise": promise}
+        click.echo(json.dumps(about | {"results": [asdict(result) for result in results]}))
+    else:
+        click.echo(table(results, len(truth)))
