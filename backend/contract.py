@@ -230,9 +230,9 @@ def webhook(services: Services, body: Any) -> tuple[Json, int]:
         return {"status": "Unknown event"}, 200
     uid = event.project_uid or _uid_of(services, event.project_id)
     if (owner := _owner(services, event.project_uid, event.project_id)) is not None:
-        # the keyframes project is ours: all that matters there is what people label, add or delete
+        # the keyframes project is ours: its pictures are no videos
         with services.turn:
-            services.store.want("propagate" if event.action in _ANNOTATED else "companion", owner, delay_s=_BURST_S)
+            services.store.want("sync" if event.action == "TASKS_DELETED" else "propagate", owner, delay_s=_BURST_S)
         services.kick()
         return {"result": None, "status": "ok"}, 201
     if uid is None:

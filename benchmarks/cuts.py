@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -19,40 +19,24 @@ _STEP = 15.0  # mean levels: what only a cut changes from one frame to the next
 _DRIFT = 12.0  # what a stretch changes from its begin to its end, unless it has a dissolve or a fade in it
 _DIFFERENT = 25.0  # two pictures that nobody would call the same shot
 _DARK = 25.0  # mean level: black stretches are no shots
+_TRIES = 1000  # for one shot; sources that have two different stretches need 2 to 20
 
 
 def splice(sources: Sequence[Path], out: Path, shots: int = 60, seed: int = 0) -> list[int]:
     """Write `out` (x264, its default settings, 25 frames/s) with this many shots; the first frame of all but the first.
 
     Each shot is a stretch of a source that has no cut, dissolve, fade or black of its own; neighbours differ by at
-    least 25 levels.
+    least 25 levels. Raises ValueError, with nothing written, for sources that do not have such shots.
     """
-    random_ = random.Random(seed)
-    stretches = [stretch for source in sources for stretch in _calm_stretches(source)]
-    cuts: list[int] = []
-    count = 0
-    last: NDArray[np.uint8] | None = None
+    chosen = list(_choose(sources, shots, random.Random(seed)))
     with av.open(str(out), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(25))
         stream.width, stream.height = _SIZE
         stream.pix_fmt = "yuv420p"
-        while len(cuts) < shots - 1:
-            frames = random_.choice(stretches)
-            length = min(len(frames), random_.randint(*_SHOT))
-            begin = random_.randint(0, len(frames) - length)
-            chosen = frames[begin : begin + length]
-            if _distance(chosen[0], chosen[-1]) > _DRIFT or chosen[0].mean() < _DARK:
-                continue
-            if last is not None and _distance(last, chosen[0]) < _DIFFERENT:
-                continue
-            if last is not None:
-                cuts.append(count)
-            for picture in chosen:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-            count += length
-            last = chosen[-1]
+        for picture in (picture for shot in chosen for picture in shot):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(stream.encode(None))
-    return cuts
+    return [int(end) for end in np.cumsum([len(shot) for shot in chosen])[:-1]]
 
 
 def recall(found: Sequence[int], true: Sequence[int], tolerance: int = 2) -> float:
@@ -60,6 +44,28 @@ def recall(found: Sequence[int], true: Sequence[int], tolerance: int = 2) -> flo
     if not true:
         return 1.0
     return sum(any(abs(cut - f) <= tolerance for f in found) for cut in true) / len(true)
+
+
+def _choose(sources: Sequence[Path], shots: int, random_: random.Random) -> Iterator[Sequence[NDArray[np.uint8]]]:
+    stretches = [stretch for source in sources for stretch in _calm_stretches(source)]
+    last: NDArray[np.uint8] | None = None
+    for _ in range(shots):
+        for _ in range(_TRIES if stretches else 0):
+            frames = random_.choice(stretches)
+            length = min(len(frames), random_.randint(*_SHOT))
+            begin = random_.randint(0, len(frames) - length)
+            shot = frames[begin : begin + length]
+            if _distance(shot[0], shot[-1]) > _DRIFT or shot[0].mean() < _DARK:
+                continue
+            if last is None or _distance(last, shot[0]) >= _DIFFERENT:
+                break
+        else:
+            raise ValueError(
+                f"shots to splice must be calm and differ by {_DIFFERENT:g} levels, and {len(sources)} clips have no "
+                "two of that kind in turn; name more, or more different, clips"
+            )
+        last = shot[-1]
+        yield shot
 
 
 def _calm_stretches(path: Path) -> list[list[NDArray[np.uint8]]]:

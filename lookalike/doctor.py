@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,52 +63,61 @@ def examine(settings: Settings, only_project: int | None = None, *, connect: boo
         )
         return
     try:
-        studio = LabelStudio(settings.label_studio_url, settings.label_studio_token)
-        yield Finding("Label Studio", "", f"{settings.label_studio_url} runs {studio.version()}")
-        yield Finding("token", "", f"acts as {studio.whoami()['email']}")
-        found = [studio.project(only_project)] if only_project else studio.projects()
-        if not found:
-            yield Finding("projects", "this account sees none; make one with the video_timeline.xml configuration")
-        for project in found:
-            yield from _project(studio, settings, project, connect=connect)
+        with LabelStudio(settings.label_studio_url, settings.label_studio_token) as studio:
+            yield Finding("Label Studio", "", f"{settings.label_studio_url} runs {studio.version()}")
+            yield Finding("token", "", f"acts as {studio.whoami()['email']}")
+            found = [studio.project(only_project)] if only_project else studio.projects()
+            if not found:
+                yield Finding("projects", "this account sees none; make one with the video_timeline.xml configuration")
+            for project in found:
+                if _is_companion(settings, project):
+                    fact = "holds the keyframes of another project"
+                    yield _webhook(studio, settings, project, fact, "it is registered again within a minute or so")
+                else:
+                    yield from _project(studio, settings, project, connect=connect)
     except LabelStudioError as error:
         yield Finding("Label Studio", str(error))
 
 
 def _own(settings: Settings, subject: str) -> Finding:
     try:
-        if subject == "ledger":
-            open_store(settings.sqlalchemy_url).ping()
-        else:
-            Queue(redis_url(settings.redis_url, settings.data_dir)).ping()
-    except LookalikeError as error:
+        opened = (
+            open_store(settings.sqlalchemy_url)
+            if subject == "ledger"
+            else Queue(redis_url(settings.redis_url, settings.data_dir))
+        )
+        with contextlib.closing(opened):
+            opened.ping()
+    except (LookalikeError, OSError) as error:  # the latter where data_dir cannot be made
         return Finding(subject, f"{error}; is 'lookalike up' running?")
     return Finding(subject, "", "answers")
 
 
 def _backend(settings: Settings) -> Finding:
-    try:
-        answer = requests.get(f"{settings.backend_url}/health", timeout=3)
-    except requests.RequestException as error:
-        return Finding(
-            "backend", f"{settings.backend_url} does not answer ({type(error).__name__}); start it with 'lookalike up'"
-        )
+    with requests.Session() as session:
+        session.trust_env = False  # as Label Studio would ask: without this machine's proxy
+        try:
+            answer = session.get(f"{settings.backend_url}/health", timeout=3)
+        except requests.RequestException as error:
+            why = type(error).__name__
+            return Finding("backend", f"{settings.backend_url} does not answer ({why}); start it with 'lookalike up'")
     if answer.status_code != 200 or "Lookalike" not in answer.text:
         return Finding("backend", f"what answers at {settings.backend_url} is not Lookalike; another program's port?")
     return Finding("backend", "", f"{settings.backend_url} is up")
 
 
 def _project(studio: LabelStudio, settings: Settings, project: Json, *, connect: bool) -> Iterator[Finding]:
-    subject = f"project {project['id']} {project['title']!r}"
+    subject = _subject(project)
     try:
         config = wire.parse_label_config(project["label_config"])
     except LabelConfigError as error:
         yield Finding(subject, str(error))
         return
     if config.reserved is None:
+        child = "Label" if config.control_tag == "TimelineLabels" else "Choice"
         yield Finding(
             f"{subject} labels",
-            f"no label marks clusters that nobody has named yet; add <Label value={wire.RESERVED_CATEGORY!r}/> "
+            f"no label marks clusters that nobody has named yet; add <{child} value={wire.RESERVED_CATEGORY!r}/> "
             f"to {config.from_name}",
         )
     backends = studio.ml_backends(project["id"])
@@ -135,12 +145,27 @@ def _project(studio: LabelStudio, settings: Settings, project: Json, *, connect:
     if state not in ("CO", "Connected", ""):
         why = ours[0].get("error_message") or "no reason given"
         yield Finding(subject, f"Label Studio says that the model is {state}: {why}")
-    hooks = [hook for hook in studio.webhooks(project["id"]) if hook["url"] == f"{settings.backend_url}/webhook"]
-    if not hooks:
-        yield Finding(
-            subject,
-            "has no webhook to the backend, so imports and labels are noticed late. Label Studio refused its address: "
-            "start it with LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false, then disconnect and connect the model again",
-        )
-    else:
-        yield Finding(subject, "", f"connected, fills {config.control_tag} {config.from_name!r}")
+    fact = f"connected, fills {config.control_tag} {config.from_name!r}"
+    yield _webhook(studio, settings, project, fact, "then disconnect and connect the model again")
+
+
+def _webhook(studio: LabelStudio, settings: Settings, project: Json, fact: str, then: str) -> Finding:
+    if any(hook["url"] == f"{settings.backend_url}/webhook" for hook in studio.webhooks(project["id"])):
+        return Finding(_subject(project), "", fact)
+    return Finding(
+        _subject(project),
+        "has no webhook to the backend, so imports and labels are noticed late. Label Studio refused its address: "
+        f"start it with LABEL_STUDIO_SSRF_PROTECTION_ENABLED=false; {then}",
+    )
+
+
+def _is_companion(settings: Settings, project: Json) -> bool:
+    try:
+        with contextlib.closing(open_store(settings.sqlalchemy_url)) as store:
+            return store.labels.owner(wire.project_uid(project["id"], project["created_at"])) is not None
+    except (LookalikeError, OSError):
+        return False  # what is wrong with the ledger has been told
+
+
+def _subject(project: Json) -> str:
+    return f"project {project['id']} {project['title']!r}"

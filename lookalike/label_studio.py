@@ -374,6 +374,7 @@ class LabelStudio:
         conjunction: str = "and",
         grid: bool = False,
         number_columns: Sequence[str] = (),
+        hidden_columns: Sequence[str] = (),
     ) -> Json:
         """A tab at `/projects/<id>/data?tab=<view id>`.
 
@@ -390,6 +391,7 @@ class LabelStudio:
             {"filter": f"filter:tasks:{f.column}", "operator": f.operator, "type": f.type, "value": f.value}
             for f in filters
         ]
+        hidden = [f"tasks:{name}" for name in hidden_columns]
         minus, column = ("-", ordering[1:]) if ordering.startswith("-") else ("", ordering)
         data: Json = {
             "title": title,
@@ -399,7 +401,7 @@ class LabelStudio:
             "filters": {"conjunction": conjunction, "items": items},
             "ordering": [f"{minus}tasks:{column}"] if column else [],
             "columnsDisplayType": {f"tasks:{name}": "Number" for name in number_columns},
-            "hiddenColumns": {"explore": [], "labeling": []},
+            "hiddenColumns": {"explore": hidden, "labeling": hidden},
             "columnsWidth": {},
         }
         return self._object("POST", "/api/dm/views/", json={"project": project_id, "data": data})

@@ -35,7 +35,7 @@ from lookalike.schema import (
 
 Source = Literal["companion", "video"]  # where an annotation stands
 
-#: a guess whose score moves by less is left as it is: every label moves every score a little
+#: a proposal whose score moves by less is left as it is: every label moves every score a little
 _SAME_SCORE = 0.02
 
 
@@ -299,10 +299,12 @@ class Labels:
 
     # guesses and runs
 
-    def proposals(self, project: str) -> list[Proposal]:
-        """What the last run says, the surest first."""
+    def proposals(self, project: str, state: str | None = None) -> list[Proposal]:
+        """What the last run says, the surest first; of one state, or of all."""
         c = propagated.c
         query = select(c.keyframe, c.category, c.score, c.nearest, c.state, c.run).where(c.project == project)
+        if state is not None:
+            query = query.where(c.state == state)
         with self._read() as connection:
             rows = connection.execute(query.order_by(c.score.desc(), c.keyframe)).all()
         return [Proposal(row[0], row[1], row[2], tuple(json.loads(row[3])), row[4], row[5]) for row in rows]
@@ -342,12 +344,17 @@ class Labels:
         `said`: by keyframe, the categories that people gave. A guess that a person has answered is kept as an outcome.
         """
         c = propagated.c
-        query = select(c.keyframe, c.category, c.score, c.nearest, c.state).where(c.project == project)
+        query = select(c.keyframe, c.category, c.score, c.run, c.state).where(c.project == project)
         before = {(row[0], row[1]): row for row in connection.execute(query)}
         old = _proposed((row[0], row[1], row[4]) for row in before.values())
         new = _proposed((p.keyframe, p.category, p.state) for p in proposals)
         changes = tuple(
-            Change(keyframe, had := old.get(keyframe, ()), new.get(keyframe, ()), before[keyframe, had[0]][2] if had else 0.0)
+            Change(
+                keyframe,
+                had := old.get(keyframe, ()),
+                new.get(keyframe, ()),
+                before[keyframe, had[0]][2] if had else 0.0,
+            )
             for keyframe in sorted(old.keys() | new.keys())
             if old.get(keyframe, ()) != new.get(keyframe, ()) and keyframe not in said
         )
@@ -368,13 +375,21 @@ class Labels:
         rows = []
         for p in proposals:
             known = before.get((p.keyframe, p.category))
-            if known and known[4] == p.state and abs(known[2] - p.score) < _SAME_SCORE:
+            same = known and known[4] == p.state and (p.state != "proposed" or abs(known[2] - p.score) < _SAME_SCORE)
+            if same:
                 kept.add((p.keyframe, p.category))  # as it was, so that nothing is delivered for nothing
                 continue
-            nearest = json.dumps(p.nearest)
-            run_id = run.id if run else 0
-            rows.append({**_of(p.keyframe, project), "category": p.category, "score": p.score, "nearest": nearest,
-                         "state": p.state, "run": run_id})  # fmt: skip
+            this = run.id if run else 0
+            rows.append(
+                {
+                    **_of(p.keyframe, project),
+                    "category": p.category,
+                    "score": p.score,
+                    "nearest": json.dumps(p.nearest),
+                    "state": p.state,
+                    "run": known[3] if known and known[4] == p.state else this,  # the one that first made it
+                }
+            )
         gone = [{"k": keyframe, "c": category} for keyframe, category in before.keys() - kept]
         if gone:
             # by key, many at a time
@@ -452,7 +467,7 @@ class Labels:
                 "score": score,
                 "confirmed": int(category in said[keyframe]),
             }
-            for keyframe, category, score, _nearest, state in before
+            for keyframe, category, score, _run, state in before
             if state == "proposed" and keyframe in said
         ]
         if rows:

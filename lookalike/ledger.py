@@ -265,6 +265,11 @@ class Ledger:
         with self._read() as connection:
             return [Work(*row) for row in connection.execute(query)]
 
+    def troubles(self, project: str) -> list[Work]:
+        """Rows about the project as a whole, not about one video, that did not come to a good end."""
+        whole = and_(work.c.project == project, work.c.kind.not_in(("video", "deliver")))
+        return self.rows(and_(whole, work.c.error != ""))
+
     def counts(self, project: str | None = None) -> dict[tuple[str, str], int]:
         """Rows by (kind, state)."""
         query = select(work.c.kind, work.c.state, func.count()).group_by(work.c.kind, work.c.state)

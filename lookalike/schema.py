@@ -121,6 +121,7 @@ keyframe_tasks = Table(  # which keyframes are to be looked at together, and by 
     Column("leader", BigInteger, nullable=False),  # the keyframe whose near-duplicate it is, or itself
     Column("image", Text, nullable=False, server_default=""),  # its address at Label Studio once it is uploaded
     Column("task", Integer),
+    Index("keyframe_tasks_by_leader", "project", "leader"),
 )
 
 shown = Table(  # what a task of the companion shows

@@ -14,7 +14,7 @@ import click
 from lookalike.errors import SettingsError
 from lookalike.records import Json
 from lookalike.settings import Settings
-from lookalike.store import Project, VideoStatus, open_store
+from lookalike.store import Project, Store, open_store
 
 
 @click.command()
@@ -31,7 +31,7 @@ def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
     with closing(open_store(settings.sqlalchemy_url)) as store:
         if retry:
             click.echo(f"asked again for {store.ledger.retry()} rows of work", err=as_json)
-        report = [_of_project(project, store.video_status(project.uid)) for project in store.projects()]
+        report = [_of_project(store, project) for project in store.projects()]
     if as_json:
         click.echo(json.dumps({"projects": report}))
         return
@@ -44,15 +44,45 @@ def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
             click.echo(f"  task {video['task']} failed {_ago(video['updated_at'])}: {video['error']}")
         for video in row["waiting"]:
             click.echo(f"  task {video['task']} waits ({video['state']}): {video['error']}")
+        for trouble in row["troubles"]:
+            click.echo(f"  {trouble['kind']} ({trouble['state']}): {trouble['error']}")
+        if row["keyframes_project"]:
+            click.echo(f"  keyframes to label: project {row['keyframes_project']}; {row['labelled']} labelled")
+        if row["advice"]:
+            click.echo(f"  {row['advice']}")
+        for run in row["runs"]:
+            what = f"undid run {run['undoes']}" if run["undoes"] else "propagated"
+            click.echo(
+                f"  run {run['run']} {what} {_ago(run['at'])}: {run['proposed']} keyframes proposed, "
+                f"{run['withdrawn']} withdrawn"
+            )
 
 
-def _of_project(project: Project, videos: list[VideoStatus]) -> Json:
+def _of_project(store: Store, project: Project) -> Json:
+    videos = store.video_status(project.uid)
+    runs = store.labels.runs(project.uid, limit=3)
+    labels = store.labels.labels(project.uid)
+    companion = store.labels.companion(project.uid)
     return {
         "project": project.label_studio_id,
         "title": project.title,
         "videos": dict(Counter(video.state for video in videos)),
         "failed": [asdict(video) for video in videos if video.state == "failed"],
         "waiting": [asdict(video) for video in videos if video.error and video.state != "failed"],
+        "troubles": [asdict(row) for row in store.ledger.troubles(project.uid)],
+        "keyframes_project": companion.label_studio_id if companion and companion.uid else None,
+        "labelled": len({row.keyframe for row in labels}),
+        "advice": runs[0].advice if runs else "",
+        "runs": [
+            {
+                "run": run.id,
+                "at": run.at,
+                "undoes": run.undoes,
+                "proposed": sum(1 for change in run.changes if change.after),
+                "withdrawn": sum(1 for change in run.changes if not change.after),
+            }
+            for run in runs
+        ],
     }
 
 

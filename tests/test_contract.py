@@ -17,9 +17,12 @@ from flask.testing import FlaskClient
 
 from backend.app import create_app
 from backend.contract import Services
+from lookalike.labels import Companion
 from lookalike.records import Clustering
+from lookalike.schema import work
 from lookalike.settings import Settings
-from lookalike.store import Store
+from lookalike.store import Project, Store
+from lookalike.wire import parse_webhook
 
 REQUESTS = json.loads((Path(__file__).parent / "label_studio_requests.json").read_text())
 TIMELINE = REQUESTS["/setup"]["schema"]
@@ -385,6 +388,38 @@ def test_webhook__event_asks_for_work(client: FlaskClient, services: Services, n
     rows = services.store.ledger.rows(work.c.state == "due")  # those for labels wait a moment for more of them
     assert {row.kind for row in rows} - {"sync"} <= {kind, "propagate"}
     assert kind in {row.kind for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ANNOTATION_CREATED", "propagate"),
+        ("ANNOTATIONS_DELETED", "propagate"),
+        ("TASKS_CREATED", "propagate"),
+        ("TASKS_DELETED", "sync"),
+        ("PROJECT_UPDATED", "propagate"),
+    ],
+)
+def test_webhook__the_keyframes_project_asks_for_its_videos_project(
+    client: FlaskClient, services: Services, name: str, kind: str
+) -> None:
+    body = request_of(f"/webhook {name}")
+    uid = parse_webhook(body).project_uid
+    assert uid is not None
+    services.store.put_project(Project("99.1", 99, "Videos", ""))
+    services.store.labels.put_companion(Companion("99.1", uid, int(uid.split(".")[0]), "<View/>"))
+    assert client.post("/webhook", json=body).status_code == 201
+    assert [(row.kind, row.subject) for row in services.store.ledger.rows()] == [(kind, "99.1")]
+    assert [project.uid for project in services.store.projects()] == ["99.1"], "it is no project of videos"
+
+
+def test_predict__a_keyframes_project_has_no_videos(client: FlaskClient, services: Services) -> None:
+    body = request_of("/predict one")
+    services.store.put_project(Project("99.1", 99, "Videos", ""))
+    services.store.labels.put_companion(Companion("99.1", body["project"], 1, "<View/>"))
+    assert client.post("/predict", json=body).get_json() == {"results": [[]]}
+    assert client.post("/setup", json=request_of("/setup")).status_code == 200
+    assert services.store.ledger.rows() == []
 
 
 def test_webhook__another_config_reads_and_clusters_the_project_again(client: FlaskClient, services: Services) -> None:

@@ -4,6 +4,8 @@
     video     fetch → keyframes → embeddings, kept in one transaction
     cluster   group all keyframes of a project, cut every timeline into segments
     deliver   make Label Studio hold exactly the prediction that the ledger holds
+    companion give people the keyframes as tasks of a project of their own
+    propagate read what people have labelled, guess what looks alike, show it on keyframes and timelines
 
 Each job is a name and the id of a row of work. It claims the row, does its work, and keeps its results only if the
 claim still holds. Every job may run twice.
@@ -17,7 +19,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ import numpy as np
 from lookalike import wire
 from lookalike.errors import (
     LabelConfigError,
+    LabelStudioError,
     LabelStudioNotFound,
     LookalikeError,
     MediaError,
@@ -39,13 +42,23 @@ from lookalike.errors import (
 from lookalike.label_studio import LabelStudio
 from lookalike.ledger import Claim, ClaimLost
 from lookalike.queue import Queue, redis_url
-from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe, LabelConfig, Media
+from lookalike.records import (
+    Clustering,
+    Embeddings,
+    Extraction,
+    Json,
+    Keyframe,
+    LabelConfig,
+    Media,
+    split_keyframe_id,
+)
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, StoredVideo, open_store
-from workers import clustering, keyframes, media, timeline
+from workers import clustering, keyframes, loop, media, timeline
 
 if TYPE_CHECKING:
     from workers.embedders import Embedder
+    from workers.propagation import Graph
 
 log = logging.getLogger("lookalike.jobs")
 
@@ -54,6 +67,8 @@ _PICTURES = 64
 #: a project is clustered afresh when it has grown by this factor; in between, new keyframes join what is there
 _REFIT_GROWTH = 1.5
 _REFIT_GROWTH_AT_REST = 1.1
+#: the places in "label these next" follow when nobody waits for their lookalikes any more
+_PLACES_AFTER_S = 3.0
 
 
 def video(work_id: int) -> None:
@@ -76,6 +91,16 @@ def sync(work_id: int) -> None:
     _run(work_id, _sync)
 
 
+def companion(work_id: int) -> None:
+    """Make or keep a project's companion of keyframes."""
+    _run(work_id, _companion)
+
+
+def propagate(work_id: int) -> None:
+    """From people's labels to guesses, in both projects."""
+    _run(work_id, _propagate)
+
+
 @dataclass
 class Workplace:
     """What a worker process keeps open from job to job: the store, the queue, Label Studio, a warm model."""
@@ -84,6 +109,14 @@ class Workplace:
     store: Store
     queue: Queue
     name: str
+    #: who looks like whom, of the last project that was propagated in: extending is quicker than building
+    graph: tuple[str, Graph] | None = None
+    #: what timelines showed when they were last composed: by which claim, and the names by keyframe
+    named: tuple[Claim, dict[int, tuple[timeline.Named, ...]]] | None = None
+
+    @functools.cached_property
+    def listings(self) -> loop.Listings:
+        return loop.Listings(2 * self.settings.poll_s)
 
     @functools.cached_property
     def label_studio(self) -> LabelStudio | None:
@@ -140,15 +173,18 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
         path = media.fetch(Media(video.project, video.task, video.url), downloads, settings, place.label_studio)
         stage("extracting")
         pictures = picture_folder(settings, video.id)
-        extraction: Extraction = media.run_guarded(
-            keyframes.extract,
-            path,
-            video.id,
-            pictures,
-            keyframe_options(settings),
-            timeout_s=settings.decode_timeout_s,
-            memory_mb=settings.decode_memory_mb,
-        )
+        try:
+            extraction: Extraction = media.run_guarded(
+                keyframes.extract,
+                path,
+                video.id,
+                pictures,
+                keyframe_options(settings),
+                timeout_s=settings.decode_timeout_s,
+                memory_mb=settings.decode_memory_mb,
+            )
+        except MediaError as error:  # it knows the name of our copy; people know the task's
+            raise type(error)(str(error).replace(path.name, video.url)) from error
         stage("embedding")
         embeddings = embed_pictures(place.embedder, extraction.keyframes, pictures)
         place.store.put_extraction(claim, extraction, embeddings)
@@ -173,8 +209,13 @@ def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
     if config is not None:
         # the sizes of clusters, told in every segment, are brought up to date once nothing more is to come
         chosen = [video for video in place.store.videos(project.uid) if waiting == 0 or video.id in moved]
-        bodies = compose(place.store, config, chosen, grouped, wire.model_version(model))
+        named: Mapping[int, Sequence[timeline.Named]] = {}
+        if (knowledge := loop.know(place.store, project, config, model)) is not None:
+            named = loop.name(place.store, project.uid, config, knowledge)
+        bodies = compose(place.store, config, chosen, grouped, wire.model_version(model), named)
     place.store.put_clustering(claim, model, grouped, fitted, bodies)
+    place.store.want("companion", project.uid)
+    place.store.want("propagate", project.uid)
 
 
 def _deliver(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
@@ -199,6 +240,7 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     if project is None or place.label_studio is None:
         return place.store.ledger.finish(claim)
     studio, store = place.label_studio, place.store
+    place.listings.forget()
     stage("reading")
     try:
         found = studio.project(project.label_studio_id)
@@ -231,9 +273,73 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     sweep_pictures(store, place.settings)
     if place.settings.basic_auth_user:
         # the hook that Label Studio made by itself carries no login
-        login = f"{place.settings.basic_auth_user}:{place.settings.basic_auth_pass}".encode()
-        headers = {"Authorization": f"Basic {base64.b64encode(login).decode()}"}
-        studio.register_webhook(project.label_studio_id, f"{place.settings.backend_url}/webhook", headers)
+        _register_webhook(place, project.label_studio_id)
+    store.want("companion", project.uid)
+    store.want("propagate", project.uid)
+    store.ledger.finish(claim)
+
+
+def _companion(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    project = place.store.project(claim.project)
+    config = _label_config(project) if project else None
+    if project is None or config is None or place.label_studio is None:
+        return place.store.ledger.finish(claim)
+    settings, store, studio = place.settings, place.store, place.label_studio
+    stage("looking after the keyframes project")
+    known = loop.keep_project(studio, store, settings, project, config)
+    loop.fold(store, project.uid, settings.embedder)
+    knowledge = loop.know(store, project, config, settings.embedder)
+    if known is None or knowledge is None:
+        return store.ledger.finish(claim)
+    graph = _graph(place, project.uid, knowledge)
+    more = loop.keep_tasks(studio, store, settings, known, knowledge, graph)
+    loop.keep_tabs(studio, store, known, config)
+    _, propagation, labels = loop.guess(store, settings, project.uid, config, knowledge, graph)
+    if loop.is_time_to_advise(store, project.uid, graph):
+        store.labels.put_advice(project.uid, loop.advise(graph, labels, config, propagation))
+    ours = place.listings.tasks(studio, known.uid, known.label_studio_id)
+    loop.keep_fields(studio, store, known, knowledge, graph, propagation, ours)
+    try:
+        _register_webhook(place, known.label_studio_id)
+    except LabelStudioError as error:
+        log.warning("labels of the keyframes project are only seen every %.0f s: %s", settings.poll_s, error)
+    store.want("companion" if more else "propagate", project.uid)
+    store.ledger.finish(claim)
+
+
+def _propagate(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    project = place.store.project(claim.project)
+    config = _label_config(project) if project else None
+    if project is None or config is None or place.label_studio is None:
+        return place.store.ledger.finish(claim)
+    settings, store, studio = place.settings, place.store, place.label_studio
+    stage("reading labels")
+    known = store.labels.companion(project.uid)
+    ours = loop.read_labels(studio, store, project, config, known, place.listings)
+    knowledge = loop.know(store, project, config, settings.embedder)
+    if knowledge is None:
+        return store.ledger.finish(claim)
+    stage("propagating")
+    graph = _graph(place, project.uid, knowledge)
+    proposals, _, _ = loop.guess(store, settings, project.uid, config, knowledge, graph)
+    said = {keyframe: word.categories for keyframe, word in knowledge.agreed.items()}
+    with store.labels.running(claim) as connection:
+        run = store.labels.put_run(connection, project.uid, proposals, said)
+    stage("showing")
+    named = loop.name(store, project.uid, config, knowledge)
+    version = wire.model_version(settings.embedder)
+    if known is not None and known.uid:
+        try:
+            loop.show(studio, store, known, knowledge, named, ours, version)
+        except LabelStudioError:
+            place.listings.forget()  # a task may be gone that we took for alive
+            raise
+    bodies = compose(store, config, _renamed(place, claim, named), knowledge.grouped, version, named)
+    with store.labels.running(claim) as connection:
+        store.put_predictions(connection, project.uid, bodies)
+    place.named = (claim, named)
+    if run is not None:
+        store.want("companion", project.uid, delay_s=_PLACES_AFTER_S)
     store.ledger.finish(claim)
 
 
@@ -300,11 +406,14 @@ def regroup(
 
 
 def compose(
-    store: Store, config: LabelConfig, videos: Sequence[StoredVideo], grouped: Clustering, version: str
+    store: Store,
+    config: LabelConfig,
+    videos: Sequence[StoredVideo],
+    grouped: Clustering,
+    version: str,
+    named: Mapping[int, Sequence[timeline.Named]],
 ) -> dict[int, Json]:
-    """The prediction of each video, by its id: its timeline cut into segments by cluster."""
-    if config.reserved is None:
-        return {}
+    """The prediction of each video, by its id: its timeline cut into segments by category, or by unnamed cluster."""
     members = timeline.describe_members(grouped)
     bodies: dict[int, Json] = {}
     for some in _by(videos, 200):
@@ -312,8 +421,11 @@ def compose(
         for video in some:
             if video.duration_s is None:
                 continue
+            nothing = config.reserved is None and not any(frame.id in named for frame in frames[video.id])
+            if nothing and not store.predictions(video.project, [video.task]):
+                continue  # nothing was shown either, that were to be withdrawn
             bodies[video.id] = timeline.compose(
-                config, video.data, video.duration_s, frames[video.id], grouped, members, version
+                config, video.data, video.duration_s, frames[video.id], grouped, members, version, named
             )
     return bodies
 
@@ -394,6 +506,36 @@ def _held(place: Workplace, claim: Claim) -> Iterator[Callable[[str], None]]:
     finally:
         over.set()
         thread.join()
+
+
+def _graph(place: Workplace, project: str, knowledge: loop.Knowledge) -> Graph:
+    before = place.graph[1] if place.graph and place.graph[0] == project else None
+    graph = loop.extend_graph(place.store, project, place.settings.embedder, before, knowledge)
+    place.graph = (project, graph)
+    return graph
+
+
+def _renamed(
+    place: Workplace, claim: Claim, named: Mapping[int, tuple[timeline.Named, ...]]
+) -> Sequence[StoredVideo]:
+    """The videos with a keyframe that is to show something else than last time; all, if that was not our doing."""
+    videos = place.store.videos(claim.project)
+    if place.named is None or (place.named[0].id, place.named[0].fence + 1) != (claim.id, claim.fence):
+        return videos
+    before = place.named[1]
+    keyframes = {k for k in before.keys() | named.keys() if before.get(k) != named.get(k)}
+    changed = {split_keyframe_id(keyframe)[0] for keyframe in keyframes}
+    return [video for video in videos if video.id in changed]
+
+
+def _register_webhook(place: Workplace, label_studio_id: int) -> None:
+    settings = place.settings
+    headers = {}
+    if settings.basic_auth_user:
+        login = f"{settings.basic_auth_user}:{settings.basic_auth_pass}".encode()
+        headers = {"Authorization": f"Basic {base64.b64encode(login).decode()}"}
+    assert place.label_studio is not None
+    place.label_studio.register_webhook(label_studio_id, f"{settings.backend_url}/webhook", headers)
 
 
 def _check_disk(settings: Settings) -> None:

@@ -93,11 +93,11 @@ class Supervisor:
             if service.process is not None and service.process.poll() is not None:
                 log.warning("%s ended with status %s", service.name, service.process.returncode)
                 service.process = None
-                service.on_death(service.starts - 1)
                 if now - service.started_at > _SETTLED_S:
                     service.wait_s = _RESPAWN_FIRST_S
                 service.next_start = now + service.wait_s
                 service.wait_s = min(_RESPAWN_MOST_S, service.wait_s * 2)
+                service.on_death(service.starts - 1)
             if service.process is None and now >= service.next_start:
                 self._spawn(service)
 
@@ -171,8 +171,8 @@ def reconcile(settings: Settings, store: Store, watch: Callable[[], None], until
     queue = Queue(redis_url(settings.redis_url, settings.data_dir))
     next_sync = 0.0
     while not until():
-        watch()
         try:
+            watch()
             if time.monotonic() >= next_sync:
                 for project in store.projects():
                     store.want("sync", project.uid)

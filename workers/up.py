@@ -31,6 +31,7 @@ log = logging.getLogger("lookalike.up")
 
 _NEEDED_MB = 300.0
 _LABEL_STUDIO_WITHIN_S = 300.0  # its first start migrates a database: 30 to 70 s on two cores
+_VALKEY_WITHIN_S = 10.0
 _WORKER_WITHIN_S = 600.0  # a model may have to be downloaded
 _PROGRESS_EVERY_S = 1.0
 
@@ -78,10 +79,10 @@ def command(
         raise SettingsError("set LOOKALIKE_LABEL_STUDIO_TOKEN, or LOOKALIKE_LABEL_STUDIO_TOKEN_FILE to a file with it")
     if with_demo:
         settings = settings.with_(label_studio_url=f"http://127.0.0.1:{studio_port}")
-        if not label_studio_bin.exists():
+        if shutil.which(label_studio_bin) is None:
             raise SetupError(
-                f"{label_studio_bin} does not exist; 'make run' installs it, or: python3 -m venv .venv-label-studio && "
-                ".venv-label-studio/bin/pip install label-studio==1.23.2"
+                f"{label_studio_bin} is no program that can be run; 'make run' installs it, or: "
+                "python3 -m venv .venv-label-studio && .venv-label-studio/bin/pip install label-studio==1.23.2"
             )
     start_logging(settings, logging.WARNING)
     stopping = _stop_on_signals()
@@ -239,10 +240,10 @@ def _start_valkey(
         )
         try:
             supervisor.start(service)
-            supervisor.wait(service, until(ready), 10)
+            supervisor.wait(service, until(ready), _VALKEY_WITHIN_S)
             return
         except SetupError as error:
-            if attempt:
+            if attempt or _runs(service):  # slow is not broken
                 raise
             aside = folder.with_name(f"valkey.broken-{int(time.time())}")
             log.warning("%s", error)
@@ -264,6 +265,10 @@ def _valkey_program() -> str:
     raise SetupError("no Valkey for this machine: install valkey-server or redis-server, or set LOOKALIKE_REDIS_URL")
 
 
+def _runs(service: Service) -> bool:
+    return service.process is not None and service.process.poll() is None
+
+
 def _constant(command: list[str], _start: int) -> list[str]:
     return command
 
@@ -281,6 +286,8 @@ def _ports(text: str) -> tuple[int, int]:
         studio, backend = (int(part) for part in text.split(","))
     except ValueError:
         raise SettingsError(f"--ports must be two numbers such as 8080,9090, got {text!r}") from None
+    if studio == backend or not (1 <= studio <= 65535 and 1 <= backend <= 65535):
+        raise SettingsError(f"--ports must be two different numbers from 1 to 65535, got {text!r}")
     return studio, backend
 
 

@@ -40,7 +40,7 @@ class Demo:
 
     @property
     def project(self) -> dict:
-        return self.studio.projects()[0]
+        return next(p for p in self.studio.projects() if p["title"] == "Lookalike demo")  # not that of its keyframes
 
     def tasks(self) -> list[dict]:
         return list(self.studio.tasks(self.project["id"]))

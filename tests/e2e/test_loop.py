@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,15 +20,19 @@ import av
 import cv2
 import numpy as np
 import pytest
+import requests
 
 from lookalike import wire
+from lookalike.companion import ask
+from lookalike.errors import LabelStudioUnreachable
 from lookalike.label_studio import LabelStudio
 from lookalike.labels import Companion
 from lookalike.queue import Queue
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
-from tests.services import LabelStudioServer
+from tests.services import LabelStudioServer, free_port
 from workers import jobs
+from workers import loop as steps
 from workers.undo import undo
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -149,6 +159,7 @@ def loop(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
         label_studio_token=label_studio_server.token,
         keyframe_share=0.1,
         clusters=5,
+        port=free_port(),
     )
     with contextlib.closing(open_store(settings.sqlalchemy_url)) as store:
         place = jobs.Workplace(settings, store, Queue(f"unix://{folder}/no-server"), "test")
@@ -213,6 +224,39 @@ def test_loop__timelines_show_the_categories(loop: Loop) -> None:
     assert any("labelled" in note for note in notes)
 
 
+def test_loop__a_person_sees_the_tabs_and_the_link(
+    loop: Loop, label_studio_server: LabelStudioServer, tmp_path: Path
+) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    url, number = label_studio_server.url, loop.companion.label_studio_id
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
+        )
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.goto(f"{url}/user/login/")
+        page.fill("input[name=email]", label_studio_server.email)
+        page.fill("input[name=password]", label_studio_server.password)
+        page.click("button[type=submit]")
+        page.wait_for_load_state()
+        confirm = loop.tab("confirm Faces")
+        page.goto(f"{url}/projects/{number}/data?tab={loop.companion.tabs['confirm Faces']}")
+        page.get_by_text("2 · Confirm: Faces").first.wait_for(timeout=60_000)
+        page.locator("img[src*='/data/upload/']").first.wait_for(timeout=30_000)
+        page.screenshot(path=str(tmp_path / "confirm.png"))
+        assert page.locator("img[src*='/data/upload/']").count() >= min(4, len(confirm))
+        page.goto(f"{url}/projects/{number}/data?task={confirm[0]}")
+        page.get_by_role("link", name=re.compile(r"clip\d\.mp4 at 0:0\d")).wait_for(timeout=60_000)
+        page.screenshot(path=str(tmp_path / "task.png"))
+        for category in CATEGORIES:
+            assert page.locator("label", has_text=category).count() >= 1
+        browser.close()
+
+
 def test_loop__undo_withdraws_exactly_the_run(loop: Loop) -> None:
     before, timelines = loop.predictions(), loop.timelines()
     run = loop.store.labels.runs(loop.uid)[-1]
@@ -274,8 +318,6 @@ def test_loop__two_who_disagree_are_a_conflict(loop: Loop, label_studio_server: 
     loop.propagate()
     other = loop.label(task, "Leopards")
     # Label Studio's interface makes a second user through an invitation; here the ledger is told that there is one
-    from workers import loop as steps
-
     [row] = [r for r in loop.store.labels.labels(loop.uid) if r.task == task]
     reading = loop.store.labels.readings(loop.uid, "companion")
     rows = [row, *[_by_another(row, other)]]
@@ -290,8 +332,6 @@ def test_loop__two_who_disagree_are_a_conflict(loop: Loop, label_studio_server: 
 
 
 def _by_another(row: Any, annotation: int) -> Any:
-    from dataclasses import replace
-
     return replace(row, person="somebody@else", annotation=annotation, category="Leopards")
 
 
@@ -308,6 +348,62 @@ def test_loop__a_timeline_segment_labels_the_keyframes_in_it(loop: Loop) -> None
     loop.studio._call("DELETE", f"/api/annotations/{made['id']}/")
     loop.propagate()
     assert not [row for row in loop.store.labels.labels(loop.uid) if row.source == "video"]
+
+
+class _Studio(LabelStudio):
+    """Label Studio that keeps what it is sent and then answers 500 "database is locked"; `meanwhile` happens then."""
+
+    meanwhile: Callable[[], object] | None = None
+
+    def import_predictions(self, project_id: int, predictions: Sequence[dict[str, Any]]) -> None:
+        super().import_predictions(project_id, predictions)
+        if predictions and self.meanwhile:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+
+
+def _locked() -> None:
+    raise LabelStudioUnreachable("Label Studio answered POST /api with 500 (database is locked); try again later")
+
+
+def test_loop__a_locked_database_neither_loses_nor_doubles_a_prediction(loop: Loop) -> None:
+    before = loop.predictions()
+    loop.studio.delete_predictions(loop.companion.label_studio_id, list(before))
+    loop.store.labels.put_shown(
+        loop.uid, {t: {**shown, "prediction": ""} for t, shown in loop.store.labels.shown(loop.uid).items()}
+    )
+    flaky = _Studio(loop.place.settings.label_studio_url, loop.place.settings.label_studio_token)
+    flaky.meanwhile = _locked
+    assert before
+    kept, loop.place.label_studio = loop.place.label_studio, flaky
+    try:
+        loop.propagate()
+    finally:
+        loop.place.label_studio = kept
+    assert flaky.meanwhile is None
+    unlabelled = {task for task, listed in loop.tasks().items() if not listed["total_annotations"]}
+    assert loop.predictions() == {task: category for task, category in before.items() if task in unlabelled}
+
+
+def test_loop__a_label_that_comes_while_a_run_is_going_is_not_lost(loop: Loop) -> None:
+    tasks = loop.tasks()
+    late, *others = [task for task in loop.predictions() if not tasks[task]["total_annotations"]]
+
+    def meanwhile() -> None:
+        loop.label(late, loop.truth_of(tasks[late]))
+        loop.store.want("propagate", loop.uid)  # the webhook
+
+    flaky = _Studio(loop.place.settings.label_studio_url, loop.place.settings.label_studio_token)
+    flaky.meanwhile = meanwhile
+    shown = loop.store.labels.shown(loop.uid)
+    loop.studio.delete_predictions(loop.companion.label_studio_id, [others[0]])
+    loop.store.labels.put_shown(loop.uid, {others[0]: {**shown[others[0]], "prediction": ""}})
+    kept, loop.place.label_studio = loop.place.label_studio, flaky
+    try:
+        loop.propagate()
+    finally:
+        loop.place.label_studio = kept
+    assert late in {row.task for row in loop.store.labels.labels(loop.uid)}
 
 
 def test_loop__another_model_version_is_set_back(loop: Loop) -> None:
@@ -332,11 +428,30 @@ def test_loop__a_new_category_gets_its_choice_and_its_tab(loop: Loop) -> None:
     assert "confirm pizza" in loop.companion.tabs
 
 
+def test_loop__a_renamed_category_is_not_shown_and_loses_no_label(loop: Loop) -> None:
+    before, labels = loop.predictions(), loop.store.labels.labels(loop.uid)
+    config = loop.studio.project(loop.project)["label_config"]
+    loop.studio.update_project(loop.project, label_config=config.replace('"car_side"', '"car"'))
+    loop.store.want("sync", loop.uid)
+    loop.work()
+    pictures = wire.parse_label_config(loop.companion.label_config)
+    assert {"car", "car_side"} <= set(pictures.categories), "people have used the old one"
+    assert "confirm car" in loop.companion.tabs
+    assert "confirm car_side" not in loop.companion.tabs
+    assert "car_side" not in loop.predictions().values()
+    assert not any("car_side" in segments for segments in loop.timelines().values())
+    loop.studio.update_project(loop.project, label_config=config)
+    loop.store.want("sync", loop.uid)
+    loop.work()
+    assert loop.store.labels.labels(loop.uid) == labels
+    assert loop.predictions() == before
+
+
 def test_loop__a_deleted_task_does_not_come_back_and_stops_nothing(loop: Loop) -> None:
     task = next(iter(loop.tab("confirm Leopards")))
     loop.studio._call("DELETE", f"/api/tasks/{task}/")
     before = len(loop.tasks())
-    loop.store.want("companion", loop.uid)
+    loop.store.want("sync", loop.uid)  # the webhook
     loop.propagate()
     assert len(loop.tasks()) == before
     assert task not in loop.tasks()
@@ -344,13 +459,60 @@ def test_loop__a_deleted_task_does_not_come_back_and_stops_nothing(loop: Loop) -
 
 def test_loop__a_deleted_companion_stays_away_until_it_is_asked_for(loop: Loop) -> None:
     loop.studio.delete_project(loop.companion.label_studio_id)
+    # another project gets its number, as in a Label Studio that was restored or set up anew, and its tasks' numbers
+    xml = '<View><Image name="i" value="$image"/><Choices name="c" toName="i"><Choice value="Faces"/></Choices></View>'
+    other = loop.studio.create_project("Nobody asked for help here", xml)
+    loop.store.labels.put_companion(replace(loop.companion, label_studio_id=other["id"]))
+    [theirs] = loop.studio.import_tasks(other["id"], [{"data": {"image": "/x.jpg"}}])
+    loop.propagate()
     loop.store.want("companion", loop.uid)
     loop.work()
     assert loop.companion.uid == ""
+    assert loop.studio.project(other["id"])["model_version"] == ""
+    assert loop.studio.predictions(theirs) == []
+    assert loop.studio.views(other["id"]) == []
     loop.propagate()
     assert set(loop.timelines()["clip0.mp4"]) == {"Cluster (unnamed)"}
-    from lookalike.companion import ask
-
     ask(loop.store, loop.project)
     loop.work()
     assert len(loop.tasks()) == 50
+
+
+def test_loop__by_itself_within_5_s_of_a_label(loop: Loop) -> None:
+    """Everything as a user runs it: webhook, queue, workers. The last test of the module."""
+    settings = loop.place.settings
+    port = settings.port
+    command = [sys.executable, "-m", "lookalike.cli", "up", "--label-studio", settings.label_studio_url]
+    process = subprocess.Popen(
+        [*command, "--data-dir", str(settings.data_dir), "--ports", f"{free_port()},{port}"],
+        env=os.environ | settings.to_environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not _is_up(f"http://127.0.0.1:{port}/ready") and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(6)  # what was asked for at its start is over
+        assert process.poll() is None
+        tasks = loop.tasks()
+        centroids = loop.tab("next")
+        for task in centroids:
+            loop.label(task, loop.truth_of(tasks[task]))
+        began = time.monotonic()
+        found: dict[int, str] = {}
+        while len(found) < 20 and time.monotonic() - began < 20:
+            time.sleep(0.1)
+            found = loop.predictions()
+        print(f"{len(found)} predictions {time.monotonic() - began:.1f} s after the last label")
+        assert len(found) >= 20
+        assert time.monotonic() - began < 5
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=2).status_code == 200
+    except requests.RequestException:
+        return False

@@ -1,0 +1,302 @@
+"""What the companion project shows, as pure functions: keyframes with a choice, one task for all near-duplicates.
+
+The project of videos has timelines; its companion has one task per keyframe, so that a person labels a picture with one
+key and confirms many at once. What people said (`settle`) and what we guess become what timelines show (`name`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lookalike.label_studio import Filter
+from lookalike.labels import LabelRow, Proposal
+from lookalike.records import Clustering, Json, Keyframe, LabelConfig, cluster_name, split_keyframe_id
+from workers.timeline import Named, lookup
+
+#: bits of 64 in which the fingerprints of near-duplicates differ at most; four bands of 16 then share at least one
+_NEAR_BITS = 3
+#: … and the least cosine of their embeddings: flat pictures have equal fingerprints whatever they show
+_NEAR_COSINE = 0.9
+_BANDS = (0, 16, 32, 48)
+#: Label Studio's limits for a project's title
+_TITLE_CHARS = 50
+_SUFFIX = " · keyframes"
+#: columns of the Data Manager that tell a person nothing here
+HIDDEN_COLUMNS = (
+    *(f"data.{name}" for name in ("keyframe", "links", "order", "state", "centroid", "category")),
+    *(
+        "completed_at",
+        "cancelled_annotations",
+        "total_predictions",
+        "annotators",
+        "annotations_results",
+        "annotations_ids",
+    ),
+    *(
+        "predictions_results",
+        "predictions_model_versions",
+        "file_upload",
+        "storage_filename",
+        "created_at",
+        "updated_at",
+    ),
+    *("updated_by", "avg_lead_time", "draft_exists", "inner_id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What people agree on about a keyframe."""
+
+    categories: tuple[str, ...]
+    people: tuple[str, ...]
+    annotation: int  # the last one
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tab:
+    """A tab of the Data Manager."""
+
+    title: str
+    filters: tuple[Filter, ...]
+    ordering: str
+    conjunction: str = "and"
+    grid: bool = False
+    numbers: tuple[str, ...] = ()
+
+
+# --- the project ---
+
+
+def title(video_project: str) -> str:
+    """3 to 50 characters, as Label Studio wants it."""
+    return (video_project.strip()[: _TITLE_CHARS - len(_SUFFIX)].rstrip() or "Videos") + _SUFFIX
+
+
+def describe(uid: str) -> str:
+    """By this a companion is known again where we were stopped between making and remembering it."""
+    return f"Keyframes of the videos of project {uid}, kept by Lookalike."
+
+
+def categories_of(config: LabelConfig) -> tuple[str, ...]:
+    return tuple(category for category in config.categories if category != config.reserved)
+
+
+def label_config(categories: Sequence[str], colours: Mapping[str, str], *, multiple: bool) -> str:
+    """One picture, one choice, in the order and the colours of the video project."""
+    choices = "\n".join(
+        f"    <Choice value={quoteattr(category)}"
+        + (f" style={quoteattr('border-left: 4px solid ' + colours[category])}" if category in colours else "")
+        + "/>"
+        for category in categories
+    )
+    # Markdown, not HyperText: a tag with a name would be a second data field, and then Label Studio refuses uploads
+    return f"""<View>
+  <Markdown value="$links"/>
+  <Choices name="category" toName="image" choice="{"multiple" if multiple else "single"}" showInline="true">
+{choices}
+  </Choices>
+  <Image name="image" value="$image"/>
+</View>
+"""
+
+
+def tabs(categories: Sequence[str]) -> dict[str, Tab]:
+    """By what each is for. Only operators that the Data Manager's page knows: one `in_list` breaks it for good."""
+    open_ = Filter("total_annotations", "equal", 0, "Number")
+    found = {
+        "next": Tab(
+            "1 · Label these next",
+            (Filter("data.centroid", "equal", "yes"), open_),
+            "data.order",
+            numbers=("data.order",),
+        )
+    }
+    for category in categories:
+        found[f"confirm {category}"] = Tab(
+            f"2 · Confirm: {category}",
+            (Filter("data.category", "equal", category), open_),
+            "-predictions_score",
+            grid=True,
+        )
+    found["unsure"] = Tab(
+        "3 · Unsure or in conflict",
+        (Filter("data.state", "equal", "conflict"), Filter("data.state", "equal", "unsure")),
+        "data.state",
+        conjunction="or",
+        grid=True,
+    )
+    return found
+
+
+def tabs_of(made: Mapping[str, int]) -> set[str]:
+    """The categories that have a tab to confirm them."""
+    return {key.removeprefix("confirm ") for key in made if key.startswith("confirm ")}
+
+
+def task_data(
+    frame: Keyframe, image: str, cluster: int, similarity: float, *, centroid: bool, order: int, video: str, link: str
+) -> Json:
+    """The fields of a keyframe's task. Clusters are text, since Label Studio compares 7 with "7" as different."""
+    at = f"{int(frame.time_s) // 60}:{int(frame.time_s) % 60:02d}"
+    name = _without_markup(video)
+    return {
+        "image": image,
+        "keyframe": str(frame.id),
+        "cluster": cluster_name(cluster),
+        "similarity": round(float(similarity), 3),
+        "centroid": "yes" if centroid else "no",
+        "order": order,
+        "video": video,
+        "time": round(frame.time_s, 2),
+        "category": "",
+        "state": "open",
+        "links": f"[{name} at {at}]({link}) · {cluster_name(cluster)}",
+    }
+
+
+def video_name(url: str) -> str:
+    """What people call a video: the last part of its address, without the digits that Label Studio puts before it."""
+    parts = urlsplit(url)
+    path = parse_qs(parts.query).get("d", [parts.path])[0]
+    name = PurePosixPath(unquote(path)).name or url
+    head, dash, tail = name.partition("-")
+    upload = dash and len(head) == 8 and all(c in "0123456789abcdef" for c in head)
+    return tail if upload and tail else name
+
+
+# --- near-duplicates ---
+
+
+def fold(
+    ids: NDArray[np.int64], fingerprints: NDArray[np.int64], vectors: NDArray[np.float32], known: Mapping[int, int]
+) -> dict[int, int]:
+    """For each keyframe that is not `known` yet: the leader whose near-duplicate it is, or itself.
+
+    `vectors` (n, d), rows of length 1; `known`: keyframe -> leader. Leaders stay leaders, so that tasks keep their
+    keyframes whatever comes later.
+    """
+    prints = fingerprints.astype(np.uint64)
+    rows: dict[tuple[int, int], list[int]] = defaultdict(list)  # by band and its bits: rows of leaders
+
+    def bands(row: int) -> list[tuple[int, int]]:
+        return [(band, int(prints[row] >> np.uint64(band)) & 0xFFFF) for band in _BANDS]
+
+    found: dict[int, int] = {}
+    leader_of = dict(known)
+    present: set[int] = set()
+    for row, keyframe in enumerate(ids.tolist()):
+        if keyframe in known and known[keyframe] not in present:
+            present.add(known[keyframe])  # the first that is left stands for the leader
+            for key in bands(row):
+                rows[key].append(row)
+    for row, keyframe in enumerate(ids.tolist()):
+        if keyframe in known:
+            continue
+        candidates = sorted({other for key in bands(row) for other in rows[key]})
+        best = min(
+            (
+                (distance, other)
+                for other in candidates
+                if (distance := (int(prints[row]) ^ int(prints[other])).bit_count()) <= _NEAR_BITS
+                and float(vectors[row] @ vectors[other]) >= _NEAR_COSINE
+            ),
+            default=None,
+        )
+        found[keyframe] = leader_of[keyframe] = keyframe if best is None else leader_of[int(ids[best[1]])]
+        if best is None:
+            for key in bands(row):
+                rows[key].append(row)
+    return found
+
+
+def representatives(ids: Sequence[int], leaders: Mapping[int, int]) -> dict[int, int]:
+    """By keyframe, the one that stands for it and its near-duplicates: its leader, or the first that is left."""
+    first: dict[int, int] = {}
+    alive = set(ids)
+    for keyframe in sorted(ids):
+        leader = leaders.get(keyframe, keyframe)
+        first.setdefault(leader, leader if leader in alive else keyframe)
+    return {keyframe: first[leaders.get(keyframe, keyframe)] for keyframe in ids}
+
+
+# --- people's words, and guesses ---
+
+
+def settle(
+    rows: Sequence[LabelRow], standing_for: Mapping[int, int], categories: Sequence[str], *, multiple: bool
+) -> tuple[dict[int, Said], set[int]]:
+    """(what people agree on, keyframes on which they disagree), both by representative.
+
+    A person's last word counts, wherever it was said; different persons must agree. Categories that the labeling
+    configuration no longer has are left out, and so are keyframes that are gone.
+    """
+    last: dict[tuple[int, str], tuple[float, int, set[str]]] = {}
+    for row in sorted(rows, key=lambda row: (row.at, row.annotation)):
+        keyframe = standing_for.get(row.keyframe)
+        if keyframe is None or row.category not in categories:
+            continue
+        _, annotation, said = last.get((keyframe, row.person), (0.0, None, set()))
+        said = said | {row.category} if annotation == row.annotation else {row.category}
+        last[keyframe, row.person] = (row.at, row.annotation, said)
+    words: dict[int, list[tuple[float, int, str, set[str]]]] = defaultdict(list)
+    for (keyframe, person), (at, annotation, said) in last.items():
+        words[keyframe].append((at, annotation, person, said))
+    agreed: dict[int, Said] = {}
+    disputed: set[int] = set()
+    for keyframe, found in words.items():
+        found.sort()
+        said = found[0][3]
+        if any(other[3] != said for other in found) or (len(said) > 1 and not multiple):
+            disputed.add(keyframe)
+        else:
+            order = tuple(category for category in categories if category in said)
+            agreed[keyframe] = Said(order, tuple(word[2] for word in found), found[-1][1], found[-1][0])
+    return agreed, disputed
+
+
+def name(
+    agreed: Mapping[int, Said],
+    proposals: Sequence[Proposal],
+    standing_for: Mapping[int, int],
+    grouped: Clustering,
+    categories: Sequence[str],
+) -> dict[int, tuple[Named, ...]]:
+    """What each keyframe's timeline is to show, with the reason; near-duplicates like the one that stands for them."""
+    named: dict[int, list[Named]] = defaultdict(list)
+    for keyframe, said in agreed.items():
+        people = ", ".join(dict.fromkeys(said.people))
+        named[keyframe] = [Named(category, 1.0, f"{category}, labelled by {people}") for category in said.categories]
+    for guess in proposals:
+        if guess.state == "proposed" and guess.category in categories and guess.keyframe not in agreed:
+            note = f"{guess.category} {guess.score:.2f}{_reason(guess, agreed, grouped)}"
+            named[guess.keyframe].append(Named(guess.category, round(guess.score, 3), note))
+    return {
+        keyframe: tuple(named[representative])
+        for keyframe, representative in standing_for.items()
+        if representative in named
+    }
+
+
+def _reason(guess: Proposal, agreed: Mapping[int, Said], grouped: Clustering) -> str:
+    known = [keyframe for keyframe in guess.nearest if keyframe in agreed]
+    if not known:
+        return ""
+    number = int(lookup(grouped, np.asarray(known[:1], np.int64))[0][0])
+    frame = split_keyframe_id(known[0])[1]
+    more = f", and {len(known) - 1} more" if len(known) > 1 else ""
+    return f", like {cluster_name(number)}-{frame} which {agreed[known[0]].people[-1]} labelled{more}"
+
+
+def _without_markup(text: str) -> str:
+    """A file's name may have what Markdown reads as markup."""
+    return "".join(f"\\{c}" if c in "\\`*_[]()<>#&|~" else c for c in text)

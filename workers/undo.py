@@ -1,0 +1,82 @@
+"""`lookalike undo`: withdraw exactly what one propagation did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from lookalike.errors import SetupError
+from lookalike.labels import Proposal, Run
+from lookalike.settings import Settings
+from lookalike.store import Store, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Undone:
+    """What undoing a run did."""
+
+    run: Run | None  # the run that it is itself, which may be undone, too; None if nothing was left to undo
+    withdrawn: Counter[str]  # keyframes by category that are not proposed any more
+    restored: Counter[str]  # … that are proposed again
+    left: int  # keyframes that people have labelled or a later run has changed since: left alone
+
+
+@click.command()
+@click.argument("run_id", type=int, metavar="RUN")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept.  [default: .lookalike]")
+def command(run_id: int, data_dir: Path | None) -> None:
+    """Withdraw the propagated labels of a run, and say what that did. Labels of people stay. Undoing may be undone."""
+    settings = Settings.from_environment(data_dir=data_dir)
+    store = open_store(settings.sqlalchemy_url)
+    undone = undo(store, run_id)
+    for verb, counts in (("withdrawn", undone.withdrawn), ("proposed again", undone.restored)):
+        for category, count in sorted(counts.items()):
+            click.echo(f"{verb}: {category} on {count} keyframe{'s' if count > 1 else ''}")
+    if undone.left:
+        click.echo(f"left alone: {undone.left} that people have labelled, or a later run has changed, since")
+    if undone.run is None:
+        click.echo(f"nothing of run {run_id} is left to undo")
+    else:
+        click.echo(f"this is run {undone.run.id}; 'lookalike undo {undone.run.id}' takes it back")
+
+
+def undo(store: Store, run_id: int) -> Undone:
+    """Withdraw what a run proposed, propose again what it had replaced; what was changed since is left alone.
+
+    What is withdrawn is not proposed again by later runs, until the undoing is undone. Raises SetupError for a run that
+    there never was.
+    """
+    run = store.labels.run(run_id)
+    if run is None:
+        raise SetupError(f"there is no run {run_id}; 'lookalike status' shows the last ones")
+    now: dict[int, list[Proposal]] = {}
+    for proposal in store.labels.proposals(run.project):
+        now.setdefault(proposal.keyframe, []).append(proposal)
+    said = {row.keyframe: (row.category,) for row in store.labels.labels(run.project)}
+    withdrawn: Counter[str] = Counter()
+    restored: Counter[str] = Counter()
+    never: set[tuple[int, str]] = set()
+    again: set[tuple[int, str]] = set()
+    left = 0
+    for change in run.changes:
+        current = [p for p in now.get(change.keyframe, []) if p.state == "proposed"]
+        same = tuple(sorted(p.category for p in current)) == change.after
+        # a later run may have withdrawn it and made it again: that one is to be undone then
+        if change.keyframe in said or not same or any(p.run > run_id for p in current):
+            left += 1
+            continue
+        now[change.keyframe] = [Proposal(change.keyframe, c, change.score, (), "proposed") for c in change.before]
+        never |= {(change.keyframe, category) for category in change.after}
+        again |= {(change.keyframe, category) for category in change.before}
+        withdrawn.update(set(change.after) - set(change.before))
+        restored.update(set(change.before) - set(change.after))
+    with store.labels.begin() as connection:
+        store.labels.withdraw(connection, run.project, never - again)
+        store.labels.allow(connection, again)
+        proposals = [proposal for found in now.values() for proposal in found]
+        made = store.labels.put_run(connection, run.project, proposals, said, undoes=run_id)
+        store.ledger.want(connection, "propagate", [(run.project, run.project)])
+    return Undone(made, withdrawn, restored, left)
