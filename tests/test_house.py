@@ -135,7 +135,7 @@ def test_files__have_a_test_each() -> None:
         for path in FILES
         if path.stem not in with_others
         and path.stem != "__init__"
-        and not (ROOT / "tests" / f"test_{path.stem}.py").exists()
+        and not any((ROOT / folder / f"test_{path.stem}.py").exists() for folder in ("tests", "tests/e2e"))
     ]
     assert missing == []
 

@@ -237,7 +237,7 @@ def test_valkey__what_it_cannot_read_is_moved_aside(
 
 def test_valkey__slow_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nsleep 30\n")
+    slow.write_text("#!/bin/sh\nexec sleep 30\n")
     slow.chmod(0o700)
     monkeypatch.setattr(up, "_valkey_program", lambda: str(slow))
     monkeypatch.setattr(up, "_VALKEY_WITHIN_S", 0.3)
