@@ -29,9 +29,7 @@ class Metrics:
     def __init__(self, store: Store, queue: Queue) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_State(store, queue))
-        self._requests = Counter(
-            "lookalike_requests", "Requests answered.", ("route", "code"), registry=self._registry
-        )
+        self._requests = Counter("lookalike_requests", "Requests answered.", ("route", "code"), registry=self._registry)
         self._seconds = Histogram(
             "lookalike_request_duration_seconds",
             "Time from a request to its answer.",

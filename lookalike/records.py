@@ -74,7 +74,7 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What one pass over a video gives. A keyframe's picture is `<frame_index, 7 digits>.jpg` in the folder asked for."""
+    """What one pass over a video gives. A keyframe's picture is `<frame_index, 7 digits>.jpg` in its folder."""
 
     facts: VideoFacts
     keyframes: tuple[Keyframe, ...]

@@ -158,7 +158,7 @@ class Store:
         """Take in `(task, url, data)` and ask for their work, once each; how many are new or have a new url."""
         now = time.time()
         rows: list[dict[str, Any]] = [
-            {"project": project, "task": task, "url": url, "data": json.dumps(data), "created_at": now}
+            {"project": project, "task": task, "url": url, "data": json.dumps(data, sort_keys=True), "created_at": now}
             for task, url, data in sorted(tasks, key=lambda task: task[0])
         ]
         if not rows:
@@ -171,7 +171,9 @@ class Store:
                 statement = insert(connection, videos).on_conflict_do_nothing(index_elements=["project", "task"])
                 connection.execute(statement, new)
                 ids = self._tasks(connection, project, [row["task"] for row in new])
-                self.ledger.want(connection, "video", [(str(video), project) for video, _ in ids.values()], again=False)
+                self.ledger.want(
+                    connection, "video", [(str(video), project) for video, _, _ in ids.values()], again=False
+                )
             for row in moved:
                 video = known[row["task"]][0]
                 connection.execute(delete(predictions).where(predictions.c.video == video))
@@ -180,6 +182,12 @@ class Store:
                 values = {"url": row["url"], "data": row["data"], **unknown}
                 connection.execute(update(videos).where(videos.c.id == video).values(values))
                 self.ledger.want(connection, "video", [(str(video), project)])
+            edited = [row for row in rows if known.get(row["task"], (0, "", row["data"]))[2] != row["data"]]
+            for row in edited:  # its frame rate may be another now
+                chosen = videos.c.id == known[row["task"]][0]
+                connection.execute(update(videos).where(chosen).values(data=row["data"]))
+            if edited:
+                self.ledger.want(connection, "cluster", [(project, project)])
         return len(new) + len(moved)
 
     def video(self, video_id: int) -> StoredVideo | None:
@@ -196,7 +204,7 @@ class Store:
     def delete_videos(self, project: str, tasks: Sequence[int]) -> list[int]:
         """Forget tasks that are gone; the ids of their videos, whose pictures may go too."""
         with translated(), self.engine.begin() as connection:
-            gone = [video for video, _ in self._tasks(connection, project, tasks).values()]
+            gone = [video for video, _, _ in self._tasks(connection, project, tasks).values()]
             for some in _portions(gone):
                 self.ledger.forget(connection, ("video", "deliver"), [str(video) for video in some])
                 connection.execute(delete(videos).where(videos.c.id.in_(some)))
@@ -445,13 +453,13 @@ class Store:
             return [_status(row) for row in connection.execute(query)]
 
     @staticmethod
-    def _tasks(connection: Connection, project: str, tasks: Sequence[int]) -> dict[int, tuple[int, str]]:
-        """(video id, url) of the tasks that are known."""
-        found: dict[int, tuple[int, str]] = {}
+    def _tasks(connection: Connection, project: str, tasks: Sequence[int]) -> dict[int, tuple[int, str, str]]:
+        """(video id, url, data) of the tasks that are known."""
+        found: dict[int, tuple[int, str, str]] = {}
         for some in _portions(tasks):
-            query = select(videos.c.task, videos.c.id, videos.c.url)
+            query = select(videos.c.task, videos.c.id, videos.c.url, videos.c.data)
             for row in connection.execute(query.where(videos.c.project == project, videos.c.task.in_(some))):
-                found[row[0]] = (row[1], row[2])
+                found[row[0]] = (row[1], row[2], row[3])
         return found
 
     def _videos(self, condition: Any) -> list[StoredVideo]:

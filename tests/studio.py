@@ -1,4 +1,4 @@
-"""A Label Studio in memory, on loopback, for tests that want many of its answers quickly; the real one is in services."""
+"""A Label Studio in memory, on loopback, for tests that are in a hurry; the real one is in services."""
 
 from __future__ import annotations
 

@@ -48,9 +48,7 @@ def load(out: Path, name: str) -> Any:
     return json.loads((out / name).read_text())
 
 
-def test_prelabel__tasks_segments_and_report(
-    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prelabel__tasks_segments_and_report(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert run([clips], out, clusters=3) == 2
     a, b = load(out, "tasks.json")

@@ -113,7 +113,9 @@ def test_splice__same_seed_same_clip(tmp_path: Path) -> None:
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
-@pytest.mark.parametrize("scene", [Scene(40, seed=1), BLACK(40), Scene(5, seed=1)], ids=["one picture", "black", "short"])
+@pytest.mark.parametrize(
+    "scene", [Scene(40, seed=1), BLACK(40), Scene(5, seed=1)], ids=["one picture", "black", "short"]
+)
 def test_splice__nothing_to_cut_between_is_said(tmp_path: Path, scene: Scene) -> None:
     make_clip(tmp_path / "calm.mp4", [scene])
     with pytest.raises(ValueError, match="1 clips have no two of that kind in turn; name more"):

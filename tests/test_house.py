@@ -17,7 +17,12 @@ ROOMS = ("lookalike", "backend", "workers")
 FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 #: stage files know neither each other, nor the queue, nor the web; each with the files it is made of
-STAGES = {"keyframes": {"shots", "pictures", "album"}, "embedders": set(), "clustering": set(), "propagation": set()}
+STAGES = {
+    "keyframes": {"shots", "pictures", "album", "stills"},
+    "embedders": set(),
+    "clustering": set(),
+    "propagation": set(),
+}
 #: library: files that may import it
 DOORS = {
     "av": {"workers/keyframes"},

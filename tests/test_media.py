@@ -138,9 +138,7 @@ def test_http__body_without_length_and_in_chunks(server: Server, downloads: Path
         *((status, True) for status in (500, 503, 429, 408)),
     ],
 )
-def test_http__status_says_whether_a_retry_helps(
-    server: Server, downloads: Path, status: int, temporary: bool
-) -> None:
+def test_http__status_says_whether_a_retry_helps(server: Server, downloads: Path, status: int, temporary: bool) -> None:
     server.pages["/a"] = page(b"" if status in (204, 304) else b"x", status)
     error = refused(server.url + "/a?sig=SECRET", downloads, trusted_hosts=server.host)
     assert isinstance(error, MediaUnreachable) is error.temporary is temporary

@@ -163,9 +163,7 @@ def test_address__loopback_needs_none(host: str) -> None:
         ({"store_url": "sqlite:////proc/ledger.sqlite3"}, 1, "the ledger cannot be used now"),
     ],
 )
-def test_serve__what_is_wrong_is_one_sentence(
-    tmp_path: Path, changes: dict[str, str], code: int, said: str
-) -> None:
+def test_serve__what_is_wrong_is_one_sentence(tmp_path: Path, changes: dict[str, str], code: int, said: str) -> None:
     log = tmp_path / "log"
     process = start(Settings(data_dir=tmp_path / "data", port=free_port()).with_(**changes), log)
     assert process.wait(30) == code

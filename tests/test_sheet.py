@@ -61,9 +61,7 @@ def test_sections__number_that_is_no_longer_in_use_has_none() -> None:
 
 
 def test_sections__those_like_nothing_else_come_last() -> None:
-    found = list(
-        sections_of([shown(1), shown(2), shown(3)], clustering([1, 2, 3], [-1, -1, 0], [3], [0, 0, 1]))
-    )
+    found = list(sections_of([shown(1), shown(2), shown(3)], clustering([1, 2, 3], [-1, -1, 0], [3], [0, 0, 1])))
     assert [(section.name, section.centroid is None) for section in found] == [
         ("c0000", False),
         ("like nothing else", True),

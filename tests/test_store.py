@@ -157,6 +157,12 @@ class TestVideos:
         assert store.video(10**9) is None
         assert store.add_videos(PROJECT, []) == 0
 
+    def test_add_videos__data_that_changed_is_taken_in(self, store: Store, project: str) -> None:
+        store.add_videos(PROJECT, [(1, "1.mp4", {"fps": 25}), (2, "2.mp4", {})])
+        assert store.add_videos(PROJECT, [(1, "1.mp4", {"fps": 30}), (2, "2.mp4", {})]) == 0
+        assert [video.data for video in store.videos(PROJECT)] == [{"fps": 30}, {}]
+        assert [work.subject for work in store.ledger.due(["cluster"], 10)] == [PROJECT]
+
     def test_add_videos__project_that_is_unknown(self, store: Store) -> None:
         with pytest.raises(StoreError, match="project or video was deleted"):
             store.add_videos("9.2026", [(1, "a.mp4", {})])

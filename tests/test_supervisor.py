@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from lookalike.errors import SetupError
-from workers.supervisor import Service, Supervisor
+from lookalike.errors import SetupError, StoreError
+from lookalike.settings import Settings
+from lookalike.store import open_store
+from workers.supervisor import Service, Supervisor, reconcile
 
 _SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -51,6 +54,28 @@ def test_supervisor__a_dead_process_is_started_again_and_its_death_is_told(tmp_p
 
         assert _wait(back, 5)
         assert deaths == [0]
+
+
+def test_reconcile__a_ledger_that_is_away_for_a_moment_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.supervisor._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("workers.supervisor._RESPAWN_FIRST_S", 0.0)
+
+    def death(_start: int) -> None:
+        raise StoreError("the ledger cannot be used now: it restarts")
+
+    service = _service(_SLEEP, on_death=death, wait_s=0.0)
+    settings = Settings(data_dir=tmp_path, redis_url=f"unix://{tmp_path}/none.sock")
+    with Supervisor(tmp_path / "logs") as supervisor, closing(open_store(settings.sqlalchemy_url)) as store:
+        supervisor.start(service)
+        assert service.process is not None
+        service.process.kill()
+        service.process.wait()
+        deadline = time.monotonic() + 10
+        reconcile(settings, store, supervisor.watch, lambda: service.starts == 2 or time.monotonic() > deadline)
+        assert service.starts == 2
+    assert "the ledger cannot be used now: it restarts" in caplog.text
 
 
 def test_supervisor__stop_leaves_nothing(tmp_path: Path) -> None:

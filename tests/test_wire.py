@@ -57,9 +57,7 @@ TASK = {
 PROJECT = {"id": 2, "title": "batch", "label_config": "<View/>", "created_at": "2026-11-23T07:13:48.970312Z"}
 ANNOTATION = {
     "id": 3,
-    "result": [
-        {"id": "a1", "from_name": "ch", "to_name": "image", "type": "choices", "value": {"choices": ["Car"]}}
-    ],
+    "result": [{"id": "a1", "from_name": "ch", "to_name": "image", "type": "choices", "value": {"choices": ["Car"]}}],
     "was_cancelled": False,
     "task": 1240,
     "project": 2,

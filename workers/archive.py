@@ -24,21 +24,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from lookalike import __version__
-from lookalike.errors import LookalikeError, MediaError, SetupError
-from lookalike.records import Extraction, Json, Keyframe, VideoFacts, keyframe_id
+from lookalike.errors import LookalikeError, SetupError
+from lookalike.records import Extraction, Json, Keyframe, VideoFacts
 from lookalike.settings import Settings
-from workers import keyframes, media, sheet
-from workers.album import JPEG_QUALITY
+from workers import keyframes, media, sheet, stills
 from workers.embedders import Embedder, open_embedder
 from workers.jobs import embed_pictures, keyframe_options
-from workers.pictures import fingerprint, sharpness
 
 _LOOK_EVERY_S = 0.5
 
@@ -239,7 +235,7 @@ def _find_keyframes(source: Source, archive: Archive) -> Extraction:
     shutil.rmtree(part, ignore_errors=True)
     try:
         if archive.pictures:
-            extraction = _read_picture_file(source.path, part, archive.options)
+            extraction = stills.extract(source.path, 0, part, archive.options)
         else:
             extraction = media.run_guarded(
                 keyframes.extract,
@@ -282,42 +278,6 @@ def _finish(source: Source, future: Future[Extraction], archive: Archive) -> Res
         return Result(source, error=str(error))
     except Exception as error:  # a bug met by one file does not end a night's work; it is told, and in the report
         return Result(source, error=f"unforeseen, please report it: {type(error).__name__}: {error}")
-
-
-def _read_picture_file(path: Path, out: Path, options: keyframes.KeyframeOptions) -> Extraction:
-    """A picture as its own only keyframe, written like a video's. Raises MediaError."""
-    if not path.is_file():
-        raise MediaError(f"{path.name} is not a regular file; name a picture")
-    begun = time.thread_time()
-    try:
-        with Image.open(path) as header:  # reads the header only
-            width, height = header.size
-    except (OSError, ValueError, Image.DecompressionBombError):
-        raise MediaError(f"{path.name} cannot be read as a picture; check that it opens") from None
-    if width * height > options.max_pixels:
-        raise MediaError(
-            f"{path.name} is {width} x {height}, more than the {options.max_pixels} pixels allowed; scale it down or "
-            "raise max_pixels"
-        )
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)  # turned upright as its EXIF says
-    if picture is None:
-        raise MediaError(f"{path.name} cannot be decoded; check that it opens")
-    height, width = picture.shape[:2]
-    if width > options.width_px:
-        size = (options.width_px, max(1, round(height * options.width_px / width)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    out.mkdir(parents=True, exist_ok=True)
-    done, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    assert done
-    (out / "0000000.jpg").write_bytes(data.tobytes())
-    sharp = sharpness(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY))
-    return Extraction(
-        VideoFacts(Fraction(1), 1, 0.0, width, height),
-        (Keyframe(keyframe_id(0, 0), 0, 0, 0.0, sharp, 0, 0),),
-        (),
-        (fingerprint(picture),),
-        {"keyframes": time.thread_time() - begun},
-    )
 
 
 def _part(source: Source, archive: Archive) -> Path:

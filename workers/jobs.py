@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from lookalike import wire
 from lookalike.errors import (
@@ -54,7 +55,7 @@ from lookalike.records import (
 )
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, StoredVideo, open_store
-from workers import clustering, keyframes, loop, media, timeline
+from workers import clustering, keyframes, loop, media, stills, timeline
 
 if TYPE_CHECKING:
     from workers.embedders import Embedder
@@ -160,10 +161,11 @@ def open_workplace(settings: Settings, name: str) -> Workplace:
 
 
 def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
-    video = place.store.video(int(claim.subject))
-    if video is None:
+    video, project = place.store.video(int(claim.subject)), place.store.project(claim.project)
+    if video is None or project is None:
         return place.store.ledger.finish(claim)
-    settings = place.settings
+    settings, config = place.settings, _label_config(project)
+    find_keyframes = stills.extract if config and config.object_tag == "Image" else keyframes.extract
     _check_disk(settings)
 
     stage("fetching")
@@ -175,7 +177,7 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
         pictures = picture_folder(settings, video.id)
         try:
             extraction: Extraction = media.run_guarded(
-                keyframes.extract,
+                find_keyframes,
                 path,
                 video.id,
                 pictures,
@@ -184,7 +186,7 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
                 memory_mb=settings.decode_memory_mb,
             )
         except MediaError as error:  # it knows the name of our copy; people know the task's
-            raise type(error)(str(error).replace(path.name, video.url)) from error
+            raise type(error)(str(error).replace(path.name, media.shown_url(video.url), 1)) from error
         stage("embedding")
         embeddings = embed_pictures(place.embedder, extraction.keyframes, pictures)
         place.store.put_extraction(claim, extraction, embeddings)
@@ -389,14 +391,7 @@ def regroup(
     if n >= fitted * (_REFIT_GROWTH_AT_REST if at_rest else _REFIT_GROWTH):
         return clustering.renumber(before, clustering.cluster(embeddings, k=k, seed=seed)), n
     old = np.isin(embeddings.keyframe_ids, before.keyframe_ids)
-    kept = np.isin(before.keyframe_ids, embeddings.keyframe_ids)
-    alive = np.isin(before.centroids, before.keyframe_ids[kept])
-    before = Clustering(
-        before.keyframe_ids[kept],
-        before.clusters[kept],
-        np.where(alive, before.centroids, -1),
-        before.similarity[kept],
-    )
+    before = _without(before, ~np.isin(before.keyframe_ids, embeddings.keyframe_ids))
     if old.all():
         return before, fitted
     return (
@@ -437,7 +432,7 @@ def picture_folder(settings: Settings, video_id: int) -> Path:
 def sweep_pictures(store: Store, settings: Settings) -> None:
     """Remove the pictures of videos that the ledger no longer knows: a webhook may have removed those."""
     for folder in settings.keyframes_dir.glob("[0-9]*"):
-        if store.video(int(folder.name)) is None:
+        if folder.name.isdecimal() and store.video(int(folder.name)) is None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -515,9 +510,7 @@ def _graph(place: Workplace, project: str, knowledge: loop.Knowledge) -> Graph:
     return graph
 
 
-def _renamed(
-    place: Workplace, claim: Claim, named: Mapping[int, tuple[timeline.Named, ...]]
-) -> Sequence[StoredVideo]:
+def _renamed(place: Workplace, claim: Claim, named: Mapping[int, tuple[timeline.Named, ...]]) -> Sequence[StoredVideo]:
     """The videos with a keyframe that is to show something else than last time; all, if that was not our doing."""
     videos = place.store.videos(claim.project)
     if place.named is None or (place.named[0].id, place.named[0].fence + 1) != (claim.id, claim.fence):
@@ -552,6 +545,16 @@ def _label_config(project: Project) -> LabelConfig | None:
     except LabelConfigError as error:
         log.warning("project %s: %s", project.uid, error)
         return None
+
+
+def _without(grouped: Clustering, gone: NDArray[np.bool_]) -> Clustering:
+    """The clustering without some keyframes; a cluster that loses its centroid gets the most similar member left."""
+    ids, clusters, similarity = grouped.keyframe_ids[~gone], grouped.clusters[~gone], grouped.similarity[~gone]
+    centroids = grouped.centroids.copy()
+    for number in np.flatnonzero(~np.isin(centroids, ids)):
+        members = np.flatnonzero(clusters == number)
+        centroids[number] = ids[members[similarity[members].argmax()]] if len(members) else -1
+    return Clustering(ids, clusters, centroids, similarity)
 
 
 def _subset(embeddings: Embeddings, chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Embeddings:

@@ -82,7 +82,7 @@ def fetch(media: Media, into: Path, settings: Settings, label_studio: LabelStudi
         return local
     if url.startswith("/"):
         if label_studio is None:
-            raise MediaError(f"{_shown(url)} is Label Studio's, and none is connected; set label_studio_url")
+            raise MediaError(f"{shown_url(url)} is Label Studio's, and none is connected; set label_studio_url")
         url = label_studio.url + url
     _check_scheme(url)
 
@@ -94,7 +94,7 @@ def fetch(media: Media, into: Path, settings: Settings, label_studio: LabelStudi
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         with _opened(url, settings, label_studio) as response:
-            _save(response, part, settings, _shown(url))
+            _save(response, part, settings, shown_url(url))
         part.rename(target)
     finally:
         part.unlink(missing_ok=True)
@@ -157,7 +157,7 @@ def _local_file(url: str, settings: Settings, label_studio: LabelStudio | None) 
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise MediaError(f"{_shown(url)} is no address that can be read: {error}") from None
+        raise MediaError(f"{shown_url(url)} is no address that can be read: {error}") from None
     if label_studio is not None and parts.scheme and label_studio.is_own(url):
         url = url[url.index("/", len(parts.scheme) + 3) :] if parts.path else "/"
         parts = urlsplit(url)
@@ -166,7 +166,7 @@ def _local_file(url: str, settings: Settings, label_studio: LabelStudio | None) 
         return _below_root(name, url, settings, must_exist=False) if settings.local_files_root else None
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
-            raise MediaError(f"{_shown(url)} names another machine; a file:// address must begin with file:///")
+            raise MediaError(f"{shown_url(url)} names another machine; a file:// address must begin with file:///")
         return _below_root(unquote(parts.path), url, settings)
     if not url or "://" in url or url.startswith("//") or re.match(r"[a-z][a-z0-9+.-]+:", url, re.IGNORECASE):
         return None
@@ -180,26 +180,28 @@ def _below_root(
 ) -> Path | None:
     """A regular file below local_files_root, every link followed."""
     if not settings.local_files_root:
-        raise MediaError(f"{_shown(url)} is a local file, and none may be read; set local_files_root to its folder")
+        raise MediaError(f"{shown_url(url)} is a local file, and none may be read; set local_files_root to its folder")
     try:
         root = Path(settings.local_files_root).resolve()
         path = (root / name).resolve()
         if not path.is_relative_to(root):
             if may_escape:
                 return None
-            raise MediaError(f"{_shown(url)} lies outside local_files_root, {settings.local_files_root}; move it there")
+            raise MediaError(
+                f"{shown_url(url)} lies outside local_files_root, {settings.local_files_root}; move it there"
+            )
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         if must_exist:
-            raise MediaError(f"{_shown(url)} does not exist below {settings.local_files_root}") from None
+            raise MediaError(f"{shown_url(url)} does not exist below {settings.local_files_root}") from None
         return None
     except OSError as error:
-        raise MediaError(f"{_shown(url)} cannot be read: {error.strerror}") from None
+        raise MediaError(f"{shown_url(url)} cannot be read: {error.strerror}") from None
     except (ValueError, RuntimeError):  # a NUL byte; a circle of links
-        raise MediaError(f"{_shown(url)} is no path that can be read") from None
+        raise MediaError(f"{shown_url(url)} is no path that can be read") from None
     if not stat.S_ISREG(mode):
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise MediaError(f"{_shown(url)} is {what}, not a file")
+        raise MediaError(f"{shown_url(url)} is {what}, not a file")
     return path
 
 
@@ -210,7 +212,7 @@ def _below_root(
 def _opened(url: str, settings: Settings, label_studio: LabelStudio | None) -> Iterator[requests.Response]:
     """The answer at the end of the redirects, its body unread. Errors while it is read are translated too."""
     trusted = frozenset(host.strip().lower() for host in settings.trusted_hosts.split(",") if host.strip())
-    shown = _shown(url)
+    shown = shown_url(url)
     with _Guard(trusted, settings.media_timeout_s) as guard:
         try:
             response = _follow(url, guard, label_studio)
@@ -253,13 +255,15 @@ def _follow(url: str, guard: _Guard, label_studio: LabelStudio | None) -> reques
             return response
         url = urljoin(response.url, response.headers["Location"])
         response.close()
-    raise MediaError(f"{_shown(url)} is behind more than {_MAX_REDIRECTS} redirects; use the address it ends at")
+    raise MediaError(f"{shown_url(url)} is behind more than {_MAX_REDIRECTS} redirects; use the address it ends at")
 
 
 def _ask_label_studio(url: str, label_studio: LabelStudio) -> requests.Response:
     path = urlsplit(url).path.removeprefix(urlsplit(label_studio.url).path)
     if not _LABEL_STUDIO_MEDIA.match(path) or ".." in path.split("/"):
-        raise MediaError(f"{_shown(url)} is no media of Label Studio's; use /data/upload/… or /data/local-files/?d=…")
+        raise MediaError(
+            f"{shown_url(url)} is no media of Label Studio's; use /data/upload/… or /data/local-files/?d=…"
+        )
     try:
         return label_studio.open_media(url)
     except (LabelStudioUnreachable, LabelStudioRefused) as error:  # a new token may mend it
@@ -272,7 +276,7 @@ def _check_scheme(url: str) -> None:
     scheme = urlsplit(url).scheme.lower()
     if scheme not in ("http", "https"):
         raise MediaError(
-            f"{_shown(url)} is of an unknown kind; the known ones are http://, https://, file://, a path, "
+            f"{shown_url(url)} is of an unknown kind; the known ones are http://, https://, file://, a path, "
             "/data/upload/… and /data/local-files/?d=…"
         )
 
@@ -281,7 +285,7 @@ def _check_status(response: requests.Response) -> None:
     status = response.status_code
     if status == 200:
         return
-    sentence = f"{_shown(response.url)} answers {status} {response.reason or ''}".rstrip()
+    sentence = f"{shown_url(response.url)} answers {status} {response.reason or ''}".rstrip()
     if status >= 500 or status in (408, 425, 429):
         raise MediaUnreachable(f"{sentence}; it is tried again later")
     raise MediaError(f"{sentence}; check that it is there and needs no login")
@@ -357,7 +361,7 @@ def _reason(error: BaseException) -> str:
     return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """An address without its login and query, which may hold secrets; a local file's name is shown."""
     text = url if url.startswith("/data/local-files") else url.split("?", 1)[0]
     text = re.sub(r"//[^/@]*@", "//", text)
@@ -484,8 +488,11 @@ def _child(
     try:
         outcome: tuple[bool, Any] = (True, function(*args))
     except MemoryError:
-        outcome = False, MediaError(
-            f"it needs more than {memory_mb:g} MB of memory to decode; raise decode_memory_mb if that is right"
+        outcome = (
+            False,
+            MediaError(
+                f"it needs more than {memory_mb:g} MB of memory to decode; raise decode_memory_mb if that is right"
+            ),
         )
     except LookalikeError as error:
         outcome = False, error

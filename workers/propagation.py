@@ -147,8 +147,18 @@ def propagate(
     conflict = {int(graph.keyframe_ids[row]) for row in disputed}
     if not len(rows):
         return Propagation(
-            (), (), tuple(sorted(conflict)), promise, math.nan, math.nan, math.nan, 0.0,
-            graph.keyframe_ids, labelled.astype(np.float32), labelled, 0.0,
+            (),
+            (),
+            tuple(sorted(conflict)),
+            promise,
+            math.nan,
+            math.nan,
+            math.nan,
+            0.0,
+            graph.keyframe_ids,
+            labelled.astype(np.float32),
+            labelled,
+            0.0,
         )
 
     reach = relative_influence(graph, rows)
@@ -189,8 +199,18 @@ def propagate(
     )
     coverage = len(np.unique(evidence.row[chosen])) / max(1, n - int(labelled.sum()))
     return Propagation(
-        proposed, guesses, tuple(sorted(conflict)), promise, precision, low, high, coverage,
-        graph.keyframe_ids, best, labelled, _maturity(said),
+        proposed,
+        guesses,
+        tuple(sorted(conflict)),
+        promise,
+        precision,
+        low,
+        high,
+        coverage,
+        graph.keyframe_ids,
+        best,
+        labelled,
+        _maturity(said),
     )
 
 
@@ -303,14 +323,21 @@ def _graph(
         raise ValueError(f"keyframe ids must differ, got {len(keyframe_ids) - len(rows)} that come twice")
     spreading = _spreading(near, similarity)
     return Graph(
-        keyframe_ids, features, near, similarity, spreading, _self_influence(spreading), model, k, fitted_on, basis,
+        keyframe_ids,
+        features,
+        near,
+        similarity,
+        spreading,
+        _self_influence(spreading),
+        model,
+        k,
+        fitted_on,
+        basis,
         rows,
     )
 
 
-def _nearest(
-    queries: Floats, among: Floats, k: int, own: Ints | None = None
-) -> tuple[NDArray[np.int32], Floats]:
+def _nearest(queries: Floats, among: Floats, k: int, own: Ints | None = None) -> tuple[NDArray[np.int32], Floats]:
     """(q, k) rows of `among` and their cosine, nearest first; `own` rows of the queries are left out."""
     k = min(k, len(among) - (own is not None))
     if k < 1 or not len(queries):

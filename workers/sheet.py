@@ -132,4 +132,3 @@ def write_thumbnail(picture: Path, thumbnail: Path) -> None:
     done, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done
     thumbnail.write_bytes(data.tobytes())
-
