@@ -18,7 +18,7 @@ from lookalike.store import Store, open_store
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept.  [default: .lookalike]")
 def command(project_id: int, data_dir: Path | None) -> None:
     """Make the project where people label keyframes, or bring it up to date; the running workers do it."""
-    settings = Settings.from_environment(data_dir=data_dir)
+    settings = Settings.from_environment(data_dir=data_dir).or_demo()
     store = open_store(settings.sqlalchemy_url)
     uid = ask(store, project_id)
     known = store.labels.companion(uid)

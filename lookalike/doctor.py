@@ -39,7 +39,7 @@ class Finding:
 @click.option("--connect", is_flag=True, help="Connect the project to the backend, if it is not.")
 def command(label_studio_url: str | None, data_dir: Path | None, project: int | None, connect: bool) -> None:
     """Look at every part of the connection; exit status 1 if anything is wrong."""
-    settings = Settings.from_environment(label_studio_url=label_studio_url, data_dir=data_dir)
+    settings = Settings.from_environment(label_studio_url=label_studio_url, data_dir=data_dir).or_demo()
     wrong = False
     for finding in examine(settings, project, connect=connect):
         click.echo(str(finding))

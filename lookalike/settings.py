@@ -6,6 +6,7 @@ A setting `data_dir` is read from `LOOKALIKE_DATA_DIR`; a secret `label_studio_t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -150,6 +151,17 @@ class Settings:
             for f in fields(self)
             if f.default is MISSING or getattr(self, f.name) != f.default
         }
+
+    def or_demo(self) -> Self:
+        """With the addresses and the token of the demo in data_dir, where no Label Studio is set."""
+        path = self.data_dir / "login.json"
+        if self.label_studio_url or not path.exists():
+            return self
+        try:
+            demo = json.loads(path.read_text())
+            return self.with_(label_studio_url=demo["url"], label_studio_token=demo["token"], port=demo["backend_port"])
+        except (OSError, ValueError, KeyError) as error:
+            raise SettingsError(f"the demo's login in {path} cannot be read: {error}") from None
 
     def with_(self, **changes: Any) -> Self:
         return replace(self, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import fields
 from pathlib import Path
@@ -131,3 +132,17 @@ def test_readme__has_the_table_of_settings() -> None:
     assert len(true) == len(fields(Settings))
     assert written - true == set(), "README.md says of settings what is not so"
     assert true - written == set(), "README.md does not say this of settings"
+
+
+def test_or_demo__stands_in_only_where_nothing_is_set(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    assert settings.or_demo() == settings
+    login = {"email": "a@b.c", "password": "p", "token": "t0ken", "url": "http://127.0.0.1:8080", "backend_port": 9191}
+    (tmp_path / "login.json").write_text(json.dumps(login))
+    demo = settings.or_demo()
+    assert (demo.label_studio_url, demo.label_studio_token, demo.port) == ("http://127.0.0.1:8080", "t0ken", 9191)
+    own = settings.with_(label_studio_url="http://example.com")
+    assert own.or_demo() == own
+    (tmp_path / "login.json").write_text("{")
+    with pytest.raises(SettingsError, match="login"):
+        settings.or_demo()

@@ -34,6 +34,8 @@ class Login:
     email: str
     password: str
     token: str = ""
+    url: str = ""  # of Label Studio, and of the backend: what `Settings.or_demo` reads
+    backend_port: int = 0
 
     def save(self, path: Path) -> None:
         _save(path, asdict(self))

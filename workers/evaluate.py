@@ -19,13 +19,22 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from lookalike.errors import RequestError
+from lookalike import wire
+from lookalike.errors import RequestError, SetupError
 from lookalike.records import Embeddings, Label
+from lookalike.settings import Settings
+from lookalike.store import Store, open_store
 from workers.clustering import article_cluster
+from workers.companion import categories_of, representatives, settle
 from workers.planner import next_to_label
 from workers.propagation import Propagation, build_graph, propagate
 
 Texts = NDArray[np.str_]
+
+#: labelled keyframes of a project below which the replay says nothing
+_ENOUGH = 20
+#: shares of a project's labelled keyframes that the replayed annotator labels
+_SHARES = (0.05, 0.1, 0.2, 0.4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +199,62 @@ def read_labelled(path: Path) -> tuple[Embeddings, list[str]]:
         raise RequestError(f"{path}: {error}") from None
 
 
+def read_project(store: Store, project_id: int, model: str) -> tuple[Embeddings, list[str]]:
+    """Embeddings by `model` and categories of a project's keyframes that people gave one category, and agree on it.
+
+    Near-duplicates count once, as they are labelled once. Raises SetupError for a project that we do not serve, and
+    RequestError where too little is labelled, with what to do.
+    """
+    served = store.projects()
+    mine = [project for project in served if project.label_studio_id == project_id]
+    if not mine:
+        known = ", ".join(str(project.label_studio_id) for project in served) or "none"
+        raise SetupError(f"project {project_id} is not connected to this backend; connected: {known}")
+    project = mine[-1]  # Label Studio's SQLite uses ids again: the youngest is the living one
+    config = wire.parse_label_config(project.label_config)
+    embeddings = store.load_embeddings(project.uid, model)
+    leaders = {keyframe: task.leader for keyframe, task in store.labels.keyframe_tasks(project.uid).items()}
+    standing_for = representatives(embeddings.keyframe_ids.tolist(), leaders)
+    rows = store.labels.labels(project.uid)
+    if rows and not standing_for:
+        raise RequestError(f"project {project_id} has labels but no embeddings by {model}: set LOOKALIKE_EMBEDDER to its")
+    agreed, _ = settle(rows, standing_for, categories_of(config), multiple=config.multiple)
+    truth = {keyframe: said.categories[0] for keyframe, said in agreed.items() if len(said.categories) == 1}
+    if len(truth) < _ENOUGH:
+        raise RequestError(f"label at least {_ENOUGH} keyframes first; project {project_id} has {len(truth)}")
+    if len(names := set(truth.values())) < 2:
+        raise RequestError(
+            f"label keyframes of at least 2 categories first; all {len(truth)} of project {project_id} are {names.pop()}"
+        )
+    chosen = np.isin(embeddings.keyframe_ids, list(truth))
+    labelled = Embeddings(embeddings.keyframe_ids[chosen], embeddings.vectors[chosen], model)
+    return labelled, [truth[identifier] for identifier in labelled.keyframe_ids.tolist()]
+
+
+def labels_needed(results: Sequence[Result], n: int, promise: float) -> tuple[Result, int] | None:
+    """The cheapest budget that kept the promise, and the labels people give one by one with it: the budget's, and those
+    that nothing was proposed for. None if no budget kept it."""
+    kept = [
+        (result, round(result.labels + (n - result.labels) * (1 - result.coverage)))
+        for result in results
+        if result.method == "lookalike" and result.precision is not None and result.precision >= promise
+    ]
+    return min(kept, key=lambda found: found[1], default=None)
+
+
+def summary(results: Sequence[Result], n: int, promise: float) -> str:
+    """One sentence for people on `labels_needed`."""
+    found = labels_needed(results, n, promise)
+    if found is None:
+        return f"no budget kept the promise of {promise:.0%}: people would have had to give all {n} labels"
+    result, needed = found
+    return (
+        f"people would have had to give {needed} of the {n} labels one by one: {result.budget} first, and "
+        f"{needed - result.budget} that nothing was proposed for; the other {n - needed} were proposed, "
+        f"{result.precision:.1%} of them right (asked: {promise:.0%})"
+    )
+
+
 def table(results: Sequence[Result], n: int) -> str:
     """The results for people."""
     lines = [
@@ -207,25 +272,49 @@ def table(results: Sequence[Result], n: int) -> str:
 
 
 @click.command("evaluate")
-@click.argument("embeddings", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="EMB.npz")
+@click.argument(
+    "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[EMB.npz]", required=False
+)
+@click.option("--project", "project_id", type=int, help="Replay the labels that people gave in this project instead.")
 @click.option("--budget", "budgets", type=click.IntRange(1), multiple=True, help="Labels to spend; may be repeated.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions that are averaged.")
 @click.option("--promise", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Precision asked.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(embeddings: Path, budgets: tuple[int, ...], seeds: int, promise: float, as_json: bool) -> None:
-    """Replay an annotator on EMB.npz, whose labels are known, and say what Lookalike saves.
+@click.option("--data-dir", type=click.Path(path_type=Path), help="With --project: that of 'up'.")
+def command(
+    path: Path | None,
+    project_id: int | None,
+    budgets: tuple[int, ...],
+    seeds: int,
+    promise: float,
+    as_json: bool,
+    data_dir: Path | None,
+) -> None:
+    """Replay an annotator on data whose labels are known, and say what Lookalike saves.
 
     EMB.npz holds X (n, d), y (n,) and, if y are numbers, classes. Without --budget: 1, 2 and 5 labels per category.
+
+    With --project: what would it have saved us? The data are the keyframes that people have labelled in Label Studio,
+    those left out on which they disagree. Without --budget: 5, 10, 20 and 40 % of them. Where most were confirmed in
+    bulk, they are the easier part of the project, and the rest saves less.
     """
-    try:
-        data, truth = read_labelled(embeddings)
+    if (path is None) == (project_id is None):
+        raise click.UsageError("give either EMB.npz or --project")
+    if path is not None:
+        data, truth = read_labelled(path)
         count = len(set(truth))
-        chosen = budgets or tuple(sorted({min(len(truth), k * count) for k in (1, 2, 5)}))
-        results = evaluate(data, truth, chosen, seeds=seeds, promise=promise)
-    except RequestError as error:
-        raise click.ClickException(str(error)) from None
+        usual = {min(len(truth), k * count) for k in (1, 2, 5)}
+    else:
+        assert project_id is not None
+        settings = Settings.from_environment(data_dir=data_dir)
+        data, truth = read_project(open_store(settings.sqlalchemy_url), project_id, settings.embedder)
+        count = len(set(truth))
+        usual = {max(2, round(share * len(truth))) for share in _SHARES}
+    results = evaluate(data, truth, budgets or sorted(usual), seeds=seeds, promise=promise)
     if as_json:
         about = {"keyframes": len(truth), "categories": count, "seeds": seeds, "promise": promise}
         click.echo(json.dumps(about | {"results": [asdict(result) for result in results]}))
-    else:
-        click.echo(table(results, len(truth)))
+        return
+    click.echo(table(results, len(truth)))
+    if project_id is not None:
+        click.echo(f"\nproject {project_id}: {summary(results, len(truth), promise)}")

@@ -92,7 +92,7 @@ def command(
     if project is not None:
         if paths or out:
             raise click.UsageError("--project goes without PATHS and --out: its videos are Label Studio's")
-        sys.exit(0 if prelabel_project(project, settings) else 1)
+        sys.exit(0 if prelabel_project(project, settings.or_demo()) else 1)
     if not paths or out is None:
         raise click.UsageError("name videos and a folder for the results: lookalike prelabel clips --out results")
     share_cores()

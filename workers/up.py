@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -124,7 +125,8 @@ def _start(
         return
 
     login_file = settings.data_dir / "login.json"
-    login = demo.load_login(login_file)
+    login = replace(demo.load_login(login_file), url=settings.label_studio_url, backend_port=settings.port)
+    login.save(login_file)
     port = int(settings.label_studio_url.rsplit(":", 1)[1])
     service = demo.label_studio_service(label_studio_bin.absolute(), settings.data_dir, port, login)
     _say("starting everything …" if login.token else "starting Label Studio for the first time: about a minute …")

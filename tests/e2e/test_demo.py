@@ -193,6 +193,18 @@ def test_demo__status_and_doctor_find_all_well(demo: Demo) -> None:
     assert "personal access token" in refused.stdout
 
 
+def test_demo__doctor_needs_nothing_but_the_folder(demo: Demo) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "lookalike.cli", "doctor", "--data-dir", str(demo.data_dir)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "acts as demo@example.com" in found.stdout
+
+
 def test_demo__a_person_sees_the_segments(demo: Demo, tmp_path: Path) -> None:
     """Log in, open the first task, and see its regions in the list and on the timeline."""
     sync_api = pytest.importorskip("playwright.sync_api")
