@@ -8,7 +8,7 @@ PORTS  ?= 8080,9090
 CLIPS  ?=
 ARGS   ?=
 
-.PHONY: run test check bench soak clean
+.PHONY: run test check bench clean
 
 run: $(VENV)/.installed $(STUDIO)/.installed
 	@$(BIN)/lookalike up --demo --ports $(PORTS) $(if $(CLIPS),--clips "$(CLIPS)") $(ARGS)

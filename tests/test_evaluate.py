@@ -109,9 +109,7 @@ def labelled(store: Store, store_url: str, monkeypatch: pytest.MonkeyPatch) -> C
         claim = store.ledger.claim(row.id, "w", lease_s=60, max_crashes=3)
         assert claim is not None
         video = int(claim.subject)
-        frames = tuple(
-            Keyframe(keyframe_id(video, n), video, n, n / 25, 9.0, n, n, n / 25, n / 25) for n in range(40)
-        )
+        frames = tuple(Keyframe(keyframe_id(video, n), video, n, n / 25, 9.0, n, n) for n in range(40))
         part = embeddings.vectors[40 * number : 40 * number + 40]
         own = Embeddings(np.array([frame.id for frame in frames]), part, Settings().embedder)
         facts = VideoFacts(Fraction(25), 40, 1.6, 640, 360)
@@ -153,23 +151,17 @@ def test_project__near_duplicates_count_once(labelled: Callable[..., None], stor
     assert truth == [f"kind{n % 8}" for n in range(40) if n not in (8, 16)]
 
 
-def test_project__too_little_gets_a_sentence(
-    labelled: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_project__too_little_gets_a_sentence(labelled: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     labelled(range(7))
     assert refused("--project", "7") == "label at least 20 keyframes first; project 7 has 7"
     assert refused("--project", "9") == "project 9 is not connected to this backend; connected: 7"
-    labelled(range(7, 32), category="kind0")
-    labelled(range(7), person="a@b", category="kind0")
     monkeypatch.setenv("LOOKALIKE_EMBEDDER", "another/model")
     assert "no embeddings by another/model" in refused("--project", "7")
 
 
 def test_project__one_category_is_nothing_to_tell_apart(labelled: Callable[..., None]) -> None:
     labelled(range(25), category="kind0")
-    assert refused("--project", "7") == (
-        "label keyframes of at least 2 categories first; all 25 of project 7 are kind0"
-    )
+    assert refused("--project", "7") == "label at least 2 categories first; all 25 of project 7 are kind0"
 
 
 def test_command__a_file_or_a_project(tmp_path: Path) -> None:

@@ -81,3 +81,35 @@ def test_stop_advice__before_the_first_label(graph: Graph) -> None:
     assert advice.more is None
     with pytest.raises(ValueError, match="target must be"):
         stop_advice(graph, [], NAMES, propagate(None, [], NAMES, graph=graph), target=90)
+
+
+def test_stop_advice__a_sample_tells_what_the_whole_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    kind = np.arange(1500) % 12
+    vectors = (rng.normal(0, 0.7, (12, 32))[kind] + rng.normal(0, 1, (1500, 32))).astype(np.float32)
+    graph, names = build_graph(Embeddings(np.arange(1500), vectors, "t")), [f"kind{k}" for k in range(12)]
+    labels = [Label(row, names[kind[row]], row) for row in next_to_label(graph, None, 24)]
+    run = propagate(None, labels, names, graph=graph)
+    whole = stop_advice(graph, labels, names, run)
+    assert whole.more is not None
+    monkeypatch.setattr("workers.planner._SAMPLE", 400)
+    part = stop_advice(graph, labels, names, run)
+    assert part.more is not None
+    assert part.more != whole.more, "the sample was not looked at"
+    assert 0.7 < part.more / whole.more < 1.4
+    assert part.covered == whole.covered
+    # what it says of the whole is what happens if the guesses are right
+    guess = {g.keyframe_id: g.category for g in run.open} | {p.keyframe_id: p.category for p in run.proposed}
+    more = [Label(row, guess[row], -1) for row in next_to_label(graph, run, round(1.3 * whole.more))]
+    then = propagate(None, [*labels, *more], names, graph=graph)
+    assert (then.labelled.sum() + len(then.proposed)) / 1500 > 0.85
+
+
+def test_stop_advice__out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    graph = build_graph(Embeddings(np.arange(400), rng.normal(0, 1, (400, 64)).astype(np.float32), "t"))
+    labels = [Label(row, NAMES[row % 4], row) for row in range(20)]
+    monkeypatch.setattr("workers.planner._TRIED", (4, 16))
+    advice = stop_advice(graph, labels, NAMES, propagate(None, labels, NAMES, graph=graph))
+    assert advice.more is None
+    assert advice.stop == advice.text.startswith("stop: more labels change little")

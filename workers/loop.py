@@ -59,8 +59,8 @@ _PLACES = 10
 _NO_PLACE = 1_000_000
 #: what we say of a task while we cannot know whether Label Studio kept what it was sent
 _IN_DOUBT = "?"
-#: keyframes up to which the planner takes less than a second
-_QUICKLY_ADVISED = 1500
+#: keyframes up to which the planner takes a second at most
+_QUICKLY_ADVISED = 15_000
 _AT_REST_S = 30.0
 #: a change may be committed a while after the time that it carries
 _OVERLAP = timedelta(seconds=15)
@@ -396,7 +396,7 @@ def name(
 
 
 def is_time_to_advise(store: Store, project: str, graph: Graph) -> bool:
-    """Whether the last run has no advice yet; in large projects only once nobody labels: it took 10 s for 14,000."""
+    """Whether the last run has no advice yet; in the largest projects only once nobody labels."""
     runs = store.labels.runs(project, limit=1)
     if not runs or runs[0].advice:
         return False
