@@ -161,7 +161,7 @@ def test_project__too_little_gets_a_sentence(labelled: Callable[..., None], monk
 
 def test_project__one_category_is_nothing_to_tell_apart(labelled: Callable[..., None]) -> None:
     labelled(range(25), category="kind0")
-    assert refused("--project", "7") == "label at least 2 categories first; all 25 of project 7 are kind0"
+    assert refused("--project", "7") == "label a second category first; all 25 of project 7 are kind0"
 
 
 def test_command__a_file_or_a_project(tmp_path: Path) -> None:

@@ -217,14 +217,14 @@ def read_project(store: Store, project_id: int, model: str) -> tuple[Embeddings,
     standing_for = representatives(embeddings.keyframe_ids.tolist(), leaders)
     rows = store.labels.labels(project.uid)
     if rows and not standing_for:
-        raise RequestError(f"project {project_id} has no embeddings by {model}: set LOOKALIKE_EMBEDDER as its workers do")
+        raise RequestError(f"project {project_id} has no embeddings by {model}; LOOKALIKE_EMBEDDER must name its own")
     agreed, _ = settle(rows, standing_for, categories_of(config), multiple=config.multiple)
     truth = {keyframe: said.categories[0] for keyframe, said in agreed.items() if len(said.categories) == 1}
     if len(truth) < _ENOUGH:
         raise RequestError(f"label at least {_ENOUGH} keyframes first; project {project_id} has {len(truth)}")
     names = sorted(set(truth.values()))
     if len(names) < 2:
-        raise RequestError(f"label at least 2 categories first; all {len(truth)} of project {project_id} are {names[0]}")
+        raise RequestError(f"label a second category first; all {len(truth)} of project {project_id} are {names[0]}")
     chosen = np.isin(embeddings.keyframe_ids, list(truth))
     labelled = Embeddings(embeddings.keyframe_ids[chosen], embeddings.vectors[chosen], model)
     return labelled, [truth[identifier] for identifier in labelled.keyframe_ids.tolist()]
