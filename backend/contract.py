@@ -15,6 +15,7 @@ The functions above the routes know no Flask: the label-studio-ml adapter answer
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -302,9 +303,11 @@ def blueprint(services: Services, metrics: Metrics) -> Blueprint:
 
 def _json_body() -> Any:
     try:
-        return request.get_json(force=True)
+        return json.loads(request.get_data())
     except RecursionError:
         raise RequestError("the body is nested too deeply; send what Label Studio sends") from None
+    except ValueError as error:
+        raise RequestError(f"the body is no JSON: {error}") from None
 
 
 # --- the events ---

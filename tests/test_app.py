@@ -128,6 +128,11 @@ def test_error__what_we_cannot_read_is_400(client: FlaskClient, route: str, body
     assert set(answer.get_json()["error"]) == {"type", "message"}
 
 
+def test_error__malformed_json_is_told_in_the_status_line(client: FlaskClient) -> None:
+    answer = client.post("/webhook", data=b'{"action":', content_type="application/json")
+    assert answer.status == "400 the body is no JSON: Expecting value: line 1 column 11 (char 10)"
+
+
 def test_error__half_a_surrogate_pair_is_400(client: FlaskClient) -> None:
     config = '<View><Video name="v" value="$v"/></View>\ud800'
     body = {"action": "PROJECT_UPDATED", "project": {"id": 1, "created_at": "2026-11-23T07:13:48Z"}}

@@ -12,7 +12,7 @@ import pytest
 
 from lookalike.errors import SetupError, StoreError
 from lookalike.settings import Settings
-from lookalike.store import open_store
+from lookalike.store import Project, open_store
 from workers.supervisor import Service, Supervisor, reconcile
 
 _SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
@@ -76,6 +76,18 @@ def test_reconcile__a_ledger_that_is_away_for_a_moment_ends_nothing(
         reconcile(settings, store, supervisor.watch, lambda: service.starts == 2 or time.monotonic() > deadline)
         assert service.starts == 2
     assert "the ledger cannot be used now: it restarts" in caplog.text
+
+
+def test_reconcile__tells_a_trouble_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("workers.supervisor._LOOK_EVERY_S", 0.0)
+    settings = Settings(data_dir=tmp_path, redis_url=f"unix://{tmp_path}/none.sock")
+    with closing(open_store(settings.sqlalchemy_url)) as store:
+        store.put_project(Project("1.1", 1, "clips", ""))
+        looks = iter(range(5))
+        reconcile(settings, store, lambda: None, lambda: next(looks, None) is None)
+    assert caplog.text.count("the queue server does not answer") == 1
 
 
 def test_supervisor__stop_leaves_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -137,7 +138,7 @@ def test_command__ctrl_c_while_it_starts_stops_everything(tmp_path: Path) -> Non
     assert any("valkey" in command for command in processes_of(tmp_path))
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
-    assert (process.returncode, out, error) == (0, "stopping …\n", "")
+    assert (process.returncode, out.splitlines()[1:], error) == (0, ["stopping …"], "")  # first: that it is not there
     assert processes_of(tmp_path) == []
 
 
@@ -147,7 +148,7 @@ def test_command__a_backend_that_does_not_start_ends_it_all_with_its_last_words(
     options = ("--label-studio", "http://127.0.0.1:1", "--ports", ports)
     process = start(tmp_path, *options, LOOKALIKE_HOST="0.0.0.0", **TOKEN)
     out, error = process.communicate(timeout=60)
-    assert (process.returncode, out) == (1, "stopping …\n")
+    assert (process.returncode, out.splitlines()[1:]) == (1, ["stopping …"])
     assert error.startswith("lookalike: backend does not start. The end of ")
     assert "host 0.0.0.0 can be reached from other machines: set basic_auth_user and basic_auth_pass" in error
     assert "Traceback" not in error
@@ -235,6 +236,19 @@ def test_valkey__what_it_cannot_read_is_moved_aside(
     )
 
 
+def test_valkey__comes_back_where_its_folder_was_deleted(tmp_path: Path) -> None:
+    with Supervisor(tmp_path / "logs") as supervisor:
+        up._start_valkey(supervisor, Settings(data_dir=tmp_path), as_it_is)
+        [service] = supervisor._services
+        assert service.process is not None
+        shutil.rmtree(tmp_path / "valkey")
+        service.process.kill()
+        service.process.wait()
+        while service.starts < 2:
+            supervisor.watch()
+        supervisor.wait(service, lambda: up._is_there(Queue(redis_url("", tmp_path))), 10)
+
+
 def test_valkey__slow_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tmp_path / "slow"
     slow.write_text("#!/bin/sh\nexec sleep 30\n")
@@ -245,3 +259,25 @@ def test_valkey__slow_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(SetupError, match="valkey was not ready within 0 s"):
             up._start_valkey(supervisor, Settings(data_dir=tmp_path), as_it_is)
         assert broken_folders(tmp_path) == []
+
+
+def test_greet__a_label_studio_that_is_not_there_yet_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    up._greet(Settings(label_studio_url=url, label_studio_token="0" * 40))
+    said = f"Label Studio at {url} does not answer (ConnectionError); is it running? The work starts when it answers\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "said"),
+    [
+        ("http://", "0" * 40, "label_studio_url must look like http://localhost:8080, got 'http://'"),
+        ("http://localhost:8080", "two words", "label_studio_token must be one word without spaces; copy it again"),
+    ],
+)
+def test_command__what_waiting_will_not_mend_is_one_sentence(tmp_path: Path, url: str, token: str, said: str) -> None:
+    up_ = start(tmp_path / "data", "--label-studio", url, "--ports", f"{free_port()},{free_port()}",
+                LOOKALIKE_LABEL_STUDIO_TOKEN=token)  # fmt: skip
+    assert up_.communicate(timeout=60)[1].endswith(f"lookalike: {said}\n")
+    assert up_.returncode == 1
+    assert processes_of(tmp_path) == []

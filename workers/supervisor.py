@@ -170,7 +170,9 @@ def reconcile(settings: Settings, store: Store, watch: Callable[[], None], until
     """Until told to stop: watch the processes, wake workers for what is due, ask for each project's sync in time."""
     queue = Queue(redis_url(settings.redis_url, settings.data_dir))
     next_sync = 0.0
+    told = ""
     while not until():
+        said = ""
         try:
             watch()
             if time.monotonic() >= next_sync:
@@ -179,7 +181,10 @@ def reconcile(settings: Settings, store: Store, watch: Callable[[], None], until
                 next_sync = time.monotonic() + settings.poll_s
             queue.kick_due(store.ledger)
         except LookalikeError as error:
-            log.warning("%s", error)
+            said = str(error)
+        if said and said != told:  # once, not twice a second
+            log.warning("%s", said)
+        told = said
         time.sleep(_LOOK_EVERY_S)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from lookalike import wire
-from lookalike.errors import QueueError, SettingsError, SetupError
+from lookalike.errors import LabelStudioUnreachable, QueueError, SettingsError, SetupError
 from lookalike.label_config import shipped_config
 from lookalike.label_studio import LabelStudio
 from lookalike.logs import start_logging
@@ -117,6 +117,8 @@ def _start(
 
         return ready
 
+    if not with_demo:
+        _greet(settings)
     if not settings.redis_url:
         _start_valkey(supervisor, settings, until)
     if not with_demo:
@@ -144,6 +146,15 @@ def _start(
     _say(f"\n  Label Studio  {settings.label_studio_url}/projects/{project['id']}/data")
     _say(f"  login         {login.email}  password  {login.password}")
     _say(f"  backend       {settings.backend_url}\n")
+
+
+def _greet(settings: Settings) -> None:
+    """Say that Label Studio does not answer yet. Raises LabelStudioError where waiting will not help: a wrong token."""
+    try:
+        with LabelStudio(settings.label_studio_url, settings.label_studio_token, timeout=10, tries=1) as studio:
+            studio.whoami()
+    except LabelStudioUnreachable as error:
+        _say(f"{error} The work starts when it answers")
 
 
 def _start_ours(
@@ -222,27 +233,22 @@ def _start_valkey(
     folder = settings.data_dir / "valkey"
     queue = Queue(redis_url("", settings.data_dir))
 
-    def ready() -> bool:
-        try:
-            queue.ping()
-        except QueueError:
-            return False
-        return True
+    program = _valkey_program()
 
-    for attempt in range(2):
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            *(_valkey_program(), "--port", "0", "--daemonize", "no", "--dir", str(folder)),
+    def command(_start: int) -> list[str]:
+        folder.mkdir(parents=True, exist_ok=True)  # at each start: without its folder it would never come back
+        return [
+            *(program, "--port", "0", "--daemonize", "no", "--dir", str(folder)),
             *("--unixsocket", str(own_socket(settings.data_dir)), "--unixsocketperm", "700"),
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             *("--maxmemory-policy", "noeviction", "--loglevel", "notice"),
         ]
-        service = Service(
-            f"valkey{attempt or ''}", functools.partial(_constant, command), plain_environment(), stop_last=True
-        )
+
+    for attempt in range(2):
+        service = Service(f"valkey{attempt or ''}", command, plain_environment(), stop_last=True)
         try:
             supervisor.start(service)
-            supervisor.wait(service, until(ready), _VALKEY_WITHIN_S)
+            supervisor.wait(service, until(functools.partial(_is_there, queue)), _VALKEY_WITHIN_S)
             return
         except SetupError as error:
             if attempt or _runs(service):  # slow is not broken
@@ -252,6 +258,14 @@ def _start_valkey(
             _say(f"the queue server cannot read {folder}; it starts empty, and the old folder is {aside.name}")
             supervisor.forget(service)
             folder.rename(aside)
+
+
+def _is_there(queue: Queue) -> bool:
+    try:
+        queue.ping()
+    except QueueError:
+        return False
+    return True
 
 
 def _valkey_program() -> str:
