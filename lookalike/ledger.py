@@ -240,9 +240,11 @@ class Ledger:
         with self._begin() as connection:
             connection.execute(self._mine(claim).values({**self._orderly(), "state": "failed", "error": reason}))
 
-    def release(self, worker: str) -> int:
-        """Give back at once what a dead worker held."""
-        condition = and_(work.c.worker == worker, work.c.state == "running")
+    def release(self, worker: str | None = None) -> int:
+        """Give back at once what a dead worker held; without a name, what all did."""
+        condition = work.c.state == "running"
+        if worker is not None:
+            condition = and_(condition, work.c.worker == worker)
         with self._begin() as connection:
             return connection.execute(update(work).where(condition).values(next_at=time.time())).rowcount
 

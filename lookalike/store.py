@@ -420,7 +420,7 @@ class Store:
 
     def video_status(self, project: str | None = None, limit: int = 100_000) -> list[VideoStatus]:
         """Where each video is."""
-        delivery = work.alias("delivery")
+        delivery, grouping = work.alias("delivery"), work.alias("grouping")
         query = (
             select(
                 videos.c.id,
@@ -437,6 +437,7 @@ class Store:
                 delivery.c.error,
                 delivery.c.id,
                 delivery.c.updated_at,
+                grouping.c.state,
             )
             .join(work, and_(work.c.kind == "video", work.c.subject == cast(videos.c.id, Text)))
             .outerjoin(predictions, predictions.c.video == videos.c.id)
@@ -444,6 +445,7 @@ class Store:
                 delivery,
                 and_(delivery.c.kind == "deliver", delivery.c.subject == cast(videos.c.id, Text)),
             )
+            .outerjoin(grouping, and_(grouping.c.kind == "cluster", grouping.c.subject == videos.c.project))
             .order_by(videos.c.id)
             .limit(limit)
         )
@@ -478,7 +480,8 @@ class Store:
 
 
 def _status(row: Any) -> VideoStatus:
-    video, task, url, state, stage, error, work_id, at, digest, delivered, sent, sent_error, sent_id, sent_at = row
+    video, task, url, state, stage, error, work_id, at, digest, delivered, *sending, grouped = row
+    sent, sent_error, sent_id, sent_at = sending
     if state == "failed":
         shown = "failed"
     elif state == "running":
@@ -486,7 +489,8 @@ def _status(row: Any) -> VideoStatus:
     elif state == "due":
         shown = "queued"
     elif digest is None:
-        shown = "clustering"
+        # a configuration without the reserved label has nothing to show before somebody has labelled something
+        shown = "nothing to show yet" if grouped == "done" else "clustering"
     elif sent == "failed":
         shown, error, work_id, at = "failed", sent_error, sent_id, sent_at
     elif digest == delivered:

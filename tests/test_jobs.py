@@ -17,6 +17,7 @@ from flask import Flask
 from lookalike import wire
 from lookalike.errors import LabelStudioUnreachable, MediaError, QueueError
 from lookalike.label_config import shipped_config
+from lookalike.label_studio import LabelStudio
 from lookalike.ledger import Claim, Work
 from lookalike.records import Clustering, Embeddings, Json, keyframe_id
 from lookalike.settings import Settings
@@ -437,6 +438,24 @@ def test_sync__finds_new_tasks_and_forgets_those_that_are_gone(opened: Open, stu
     assert studio.webhooks == {}
 
 
+def test_sync__a_task_that_comes_in_while_it_reads_is_not_gone(
+    opened: Open, studio: FakeStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = opened(studio)
+    read = LabelStudio.tasks
+
+    def tasks(self: LabelStudio, project: int) -> Iterator[Json]:
+        yield from read(self, project)
+        studio.add_task(7, 1, {"video": "/data/local-files/?d=7.mp4"})
+        add(place, 7, "/data/local-files/?d=7.mp4")  # as its webhook does
+
+    monkeypatch.setattr(LabelStudio, "tasks", tasks)
+    place.store.want("sync", UID)
+    assert run(place, "sync").state == "done"
+    [video] = place.store.videos(UID, [7])
+    assert row_of(place, "video", video.id).state == "due"
+
+
 def test_sync__an_address_that_has_changed_is_worked_on_again(opened: Open, studio: FakeStudio) -> None:
     place = opened(studio)
     [video] = clustered(place, 5)
@@ -642,3 +661,12 @@ def test_regroup__a_cluster_whose_centroid_was_removed_gets_another(group: int) 
 def test_by__portions() -> None:
     assert [list(some) for some in jobs._by([1, 2, 3], 2)] == [[1, 2], [3]]  # type: ignore[list-item]
     assert list(itertools.chain(*jobs._by([], 2))) == []
+
+
+def test_status__a_configuration_without_the_reserved_label_has_nothing_to_show(place: Workplace) -> None:
+    config = shipped_config("video_timeline").replace("Cluster (unnamed)", "Thing")
+    place.store.put_project(Project(UID, 1, "Own labels", config))
+    run(place, "video", add_clip(place, 5, SHORT[:1]))
+    assert [video.state for video in place.store.video_status(UID)] == ["clustering"]
+    run(place, "cluster")
+    assert [video.state for video in place.store.video_status(UID)] == ["nothing to show yet"]

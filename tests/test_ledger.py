@@ -236,6 +236,13 @@ class TestWorking:
         assert [w.subject for w in ledger.due(["video"], 10)] == ["1"]
         assert claim(ledger, "1", "next").fence == 2
 
+    def test_release__of_all_who_died_together(self, store: Store, ledger: Ledger) -> None:
+        want(store, "1", "2")
+        claim(ledger, "1", "one", lease_s=3600)
+        claim(ledger, "2", "two", lease_s=3600)
+        assert ledger.release() == 2
+        assert [w.subject for w in ledger.due(["video"], 10)] == ["1", "2"]
+
     def test_later__waits_twice_as_long_each_time(self, store: Store, ledger: Ledger) -> None:
         want(store, "1")
         waits = []

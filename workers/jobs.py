@@ -262,6 +262,7 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     project = now
     config = _label_config(project)
     if config is not None:
+        known = [video.task for video in store.videos(project.uid)]  # first: what comes in while we read is not gone
         alive: set[int] = set()
         new: list[tuple[int, str, Json]] = []
         for task in studio.tasks(project.label_studio_id):
@@ -270,7 +271,7 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
             if isinstance(url, str) and url:
                 new.append((task["id"], url, task["data"]))
         store.add_videos(project.uid, new)
-        gone = [video.task for video in store.videos(project.uid) if video.task not in alive]
+        gone = [task for task in known if task not in alive]
         forget_videos(store, place.settings, project.uid, gone)
     sweep_pictures(store, place.settings)
     if place.settings.basic_auth_user:

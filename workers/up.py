@@ -87,8 +87,12 @@ def command(
             )
     start_logging(settings, logging.WARNING)
     stopping = _stop_on_signals()
-    with _locked(settings.data_dir), contextlib.closing(open_store(settings.sqlalchemy_url)) as store:
+    with contextlib.ExitStack() as held:
+        held.enter_context(_locked(settings.data_dir))
         _check_machine(settings, [settings.port, studio_port] if with_demo else [settings.port])
+        store = held.enter_context(contextlib.closing(open_store(settings.sqlalchemy_url)))
+        if not settings.store_url:
+            store.ledger.release()  # the ledger is ours alone, so whoever held something died with its `up`
         found = _clips(settings, clips) if with_demo else []
         with Supervisor(settings.data_dir / "logs") as supervisor:
             try:
@@ -214,13 +218,16 @@ def _serve(
 def _progress(states: list[str]) -> tuple[str, bool]:
     """(a line for people, whether nothing more is to come)."""
     total, delivered, failed = len(states), states.count("delivered"), states.count("failed")
-    busy = sorted({state for state in states if state not in ("delivered", "failed", "queued")})
+    empty = states.count("nothing to show yet")
+    busy = sorted({state for state in states if state not in ("delivered", "failed", "queued", "nothing to show yet")})
     line = f"pre-annotated {delivered} of {total} videos"
     if failed:
         line += f", {failed} failed"
+    if empty:
+        line += f", {empty} with nothing to show before something is labelled"
     if busy:
         line += f" ({', '.join(busy)})"
-    return line, total > 0 and delivered + failed == total
+    return line, total > 0 and delivered + failed + empty == total
 
 
 def _start_valkey(
