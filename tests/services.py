@@ -115,7 +115,7 @@ class LabelStudioServer:
 def label_studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudioServer]:
     """A fresh Label Studio for the session, from a migrated copy that is made once."""
     if not LABEL_STUDIO.exists():
-        pytest.skip("no Label Studio in .venv-label-studio; `make setup` puts it there")
+        pytest.skip("no Label Studio in .venv-label-studio; `make test` puts it there")
     data_dir = tmp_path_factory.mktemp("label-studio") / "data"
     shutil.copytree(_migrated(), data_dir)
     server = LabelStudioServer(data_dir)

@@ -178,7 +178,7 @@ def test_prelabel__pictures(tmp_path: Path) -> None:
 def test_prelabel__label_studio_accepts_the_predictions(clips: Path, tmp_path: Path) -> None:
     python = ROOT / ".venv-label-studio" / "bin" / "python"
     if not python.exists():
-        pytest.skip("no Label Studio in .venv-label-studio; `make setup` puts it there")
+        pytest.skip("no Label Studio in .venv-label-studio; `make test` puts it there")
     run([clips], tmp_path / "timeline")
     run([clips], tmp_path / "choices", CHOICES)
     ask = """
