@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, select, update
 
-from lookalike.ledger import Claim, ClaimLost, insert, reader, translated
+from lookalike.ledger import Claim, ClaimLost, insert, portions, reader, translated
 from lookalike.records import Json, split_keyframe_id
 from lookalike.schema import (
     companions,
@@ -257,7 +257,7 @@ class Labels:
         tasks = sorted(stamps)
         with self._begin() as connection:
             alive = set(connection.execute(select(videos.c.id).where(videos.c.project == project)).scalars())
-            for some in _portions(tasks):
+            for some in portions(tasks):
                 for table in (labels, readings):
                     connection.execute(
                         delete(table).where(
@@ -499,8 +499,3 @@ def _proposed(rows: Iterator[tuple[int, str, str]] | Any) -> dict[int, tuple[str
         if state == "proposed":
             found[keyframe] = tuple(sorted((*found.get(keyframe, ()), category)))
     return found
-
-
-def _portions(values: Sequence[int], size: int = 500) -> Iterator[Sequence[int]]:
-    for at in range(0, len(values), size):
-        yield values[at : at + size]

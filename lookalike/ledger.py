@@ -340,3 +340,9 @@ def translated() -> Iterator[None]:
 def reader(engine: Engine) -> Engine:
     """The same engine for transactions that only read: on SQLite they do not wait for writers."""
     return engine.execution_options(reads=True)
+
+
+def portions(values: Sequence[int], size: int = 500) -> Iterator[Sequence[int]]:
+    """A statement takes a bounded number of parameters: 999 in old SQLite."""
+    for at in range(0, len(values), size):
+        yield values[at : at + size]

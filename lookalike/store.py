@@ -10,7 +10,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError
 
 from lookalike.errors import SettingsError
 from lookalike.labels import Labels
-from lookalike.ledger import Claim, Kind, Ledger, insert, reader
+from lookalike.ledger import Claim, Kind, Ledger, insert, portions, reader
 from lookalike.ledger import translated as translated
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
 from lookalike.schema import clusterings, keyframes, metadata, predictions, projects, vectors, videos, work
@@ -199,13 +199,13 @@ class Store:
         if tasks is None:
             return self._videos(condition)
         c = videos.c
-        return [video for some in _portions(tasks) for video in self._videos(and_(condition, c.task.in_(some)))]
+        return [video for some in portions(tasks) for video in self._videos(and_(condition, c.task.in_(some)))]
 
     def delete_videos(self, project: str, tasks: Sequence[int]) -> list[int]:
         """Forget tasks that are gone; the ids of their videos, whose pictures may go too."""
         with translated(), self.engine.begin() as connection:
             gone = [video for video, _, _ in self._tasks(connection, project, tasks).values()]
-            for some in _portions(gone):
+            for some in portions(gone):
                 self.ledger.forget(connection, ("video", "deliver"), [str(video) for video in some])
                 connection.execute(delete(videos).where(videos.c.id.in_(some)))
             if gone:
@@ -272,7 +272,7 @@ class Store:
         c = keyframes.c
         columns = [c.video if name == "video_id" else c[name] for name in Keyframe.__dataclass_fields__]
         with translated(), self._reader.connect() as connection:
-            for some in _portions(video_ids):
+            for some in portions(video_ids):
                 query = select(*columns).where(c.video.in_(some)).order_by(c.id)
                 for row in connection.execute(query):
                     found[row[1]].append(Keyframe(*row))
@@ -346,7 +346,7 @@ class Store:
         )
         found: dict[int, StoredPrediction] = {}
         with translated(), self._reader.connect() as connection:
-            for some in _portions(tasks):
+            for some in portions(tasks):
                 for row in connection.execute(query.where(videos.c.project == project, videos.c.task.in_(some))):
                     found[row[1]] = StoredPrediction(row[0], row[1], json.loads(row[2]), row[3], row[4], row[5])
         return found
@@ -360,7 +360,7 @@ class Store:
         now = time.time()
         mine: set[int] = set()
         with translated(), self.engine.begin() as connection:
-            for some in _portions(sorted(video_ids)):
+            for some in portions(sorted(video_ids)):
                 # locked in the order of their ids, as everywhere: PostgreSQL would let two callers wait for each other
                 free = (
                     select(predictions.c.video)
@@ -458,7 +458,7 @@ class Store:
     def _tasks(connection: Connection, project: str, tasks: Sequence[int]) -> dict[int, tuple[int, str, str]]:
         """(video id, url, data) of the tasks that are known."""
         found: dict[int, tuple[int, str, str]] = {}
-        for some in _portions(tasks):
+        for some in portions(tasks):
             query = select(videos.c.task, videos.c.id, videos.c.url, videos.c.data)
             for row in connection.execute(query.where(videos.c.project == project, videos.c.task.in_(some))):
                 found[row[0]] = (row[1], row[2], row[3])
@@ -541,9 +541,3 @@ def _pack(array: NDArray[Any], dtype: Any) -> bytes:
 
 def _unpack(blob: bytes, dtype: Any) -> NDArray[Any]:
     return np.frombuffer(blob, dtype=dtype)
-
-
-def _portions(values: Sequence[int], size: int = 500) -> Iterator[Sequence[int]]:
-    """A statement takes a bounded number of parameters: 999 in old SQLite."""
-    for at in range(0, len(values), size):
-        yield values[at : at + size]

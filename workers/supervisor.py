@@ -188,6 +188,19 @@ def reconcile(settings: Settings, store: Store, watch: Callable[[], None], until
         time.sleep(_LOOK_EVERY_S)
 
 
+def stop_on_signals() -> Callable[[], bool]:
+    """From now on SIGINT and SIGTERM end nothing by themselves; tells whether one has come."""
+    asked = False
+
+    def ask(_signal: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+    return lambda: asked
+
+
 def _die_with_parent() -> None:
     """Linux: a child is killed when its parent dies, however it dies."""
     if sys.platform == "linux":

@@ -7,7 +7,6 @@ import fcntl
 import functools
 import logging
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -26,7 +25,7 @@ from lookalike.queue import Queue, own_socket, redis_url
 from lookalike.settings import Settings, plain_environment
 from lookalike.store import Store, open_store
 from workers import demo
-from workers.supervisor import Service, Supervisor, reconcile, worker_services
+from workers.supervisor import Service, Supervisor, reconcile, stop_on_signals, worker_services
 
 log = logging.getLogger("lookalike.up")
 
@@ -86,7 +85,7 @@ def command(
                 "python3 -m venv .venv-label-studio && .venv-label-studio/bin/pip install label-studio==1.23.2"
             )
     start_logging(settings, logging.WARNING)
-    stopping = _stop_on_signals()
+    stopping = stop_on_signals()
     with contextlib.ExitStack() as held:
         held.enter_context(_locked(settings.data_dir))
         _check_machine(settings, [settings.port, studio_port] if with_demo else [settings.port])
@@ -350,18 +349,6 @@ def _locked(data_dir: Path) -> Iterator[None]:
 
 class _Stopped(Exception):
     """The person pressed Ctrl-C while something was starting."""
-
-
-def _stop_on_signals() -> Callable[[], bool]:
-    asked = False
-
-    def ask(_signal: int, _frame: object) -> None:
-        nonlocal asked
-        asked = True
-
-    signal.signal(signal.SIGINT, ask)
-    signal.signal(signal.SIGTERM, ask)
-    return lambda: asked
 
 
 def _say(text: str) -> None:

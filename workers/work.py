@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 
 import click
 
 from lookalike.logs import start_logging
 from lookalike.settings import Settings
 from lookalike.store import open_store
-from workers.supervisor import Supervisor, reconcile, worker_services
+from workers.supervisor import Supervisor, reconcile, stop_on_signals, worker_services
 
 
 @click.command()
@@ -20,18 +19,11 @@ def command(workers: int | None) -> None:
     settings = Settings.from_environment(workers=workers)
     settings = settings.with_(data_dir=settings.data_dir.resolve())
     start_logging(settings)
-    stopping = False
-
-    def stop(_signal: int, _frame: object) -> None:
-        nonlocal stopping
-        stopping = True
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    stopping = stop_on_signals()
     with (
         contextlib.closing(open_store(settings.sqlalchemy_url)) as store,
         Supervisor(settings.data_dir / "logs") as supervisor,
     ):
         for service in worker_services(settings, store):
             supervisor.start(service)
-        reconcile(settings, store, supervisor.watch, lambda: stopping)
+        reconcile(settings, store, supervisor.watch, stopping)
