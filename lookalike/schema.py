@@ -221,8 +221,80 @@ work = Table(  # everything that is to be done, or was
     Column("error", Text, nullable=False, server_default=""),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Column("asked_at", Float, nullable=False, server_default="0"),  # since when it is waited for; 0: an old ledger
     UniqueConstraint("kind", "subject"),
     Index("work_by_state", "kind", "state", "next_at"),
     Index("work_by_project", "project", "kind", "state"),
     sqlite_autoincrement=True,  # nor is this one: a claim on a row that is gone must not fit a new row
+)
+
+spent = Table(  # sessions that were ended and sign-in addresses that were used, until they would have run out anyway
+    "spent",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("until", Float, nullable=False),
+)
+
+durations = Table(  # how long the stages of jobs took: a histogram that all workers write and Prometheus reads
+    "durations",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("stage", Text, primary_key=True),
+    Column("at_most_s", Float, primary_key=True),  # the upper bound of the bucket
+    Column("count", BigInteger, nullable=False),
+    Column("seconds", Float, nullable=False),
+)
+
+endings = Table(  # what became of jobs, counted
+    "endings",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("outcome", Text, primary_key=True),  # done, later, failed, stumbled, dropped, died
+    Column("reason", Text, primary_key=True),  # the class of the error, or nothing
+    Column("count", BigInteger, nullable=False),
+)
+
+edits = Table(  # what a person did to clusters, labels and proposals, each to be undone as a whole
+    "edits",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
+    Column("kind", Text, nullable=False),  # name, junk, keep, exclude, split, merge, label, reject
+    Column("text", Text, nullable=False),  # the name or the category
+    Column("number", Integer),  # of the cluster that a split made
+    Column("person", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False),  # when it was made, undone or made again
+    Column("undone", Integer, nullable=False),
+    Index("edits_by_project", "project", "id"),
+    sqlite_autoincrement=True,
+)
+
+edit_keyframes = Table(  # what an edit was done to: keyframes, as clusters get other numbers
+    "edit_keyframes",
+    metadata,
+    Column("edit", _Id, ForeignKey("edits.id", ondelete="CASCADE"), primary_key=True),
+    Column("role", Text, primary_key=True),  # chosen, cluster (by these it is known again), other (the one merged)
+    Column("keyframe", BigInteger, primary_key=True, autoincrement=False),
+    Column("similarity", Float, nullable=False),  # to the middle of what was chosen
+)
+
+written = Table(  # annotations that were written for a person, and what stood there before
+    "written",
+    metadata,
+    Column("edit", _Id, ForeignKey("edits.id", ondelete="CASCADE"), primary_key=True),
+    Column("annotation", Integer, primary_key=True),
+    Column("keyframe", BigInteger, nullable=False),
+    Column("task", Integer, nullable=False),
+    Column("before", Text),  # JSON: the result; None where there was no annotation
+    Column("after", Text, nullable=False),  # JSON
+)
+
+touched = Table(  # tasks that Label Studio does not list as changed although they were annotated
+    "touched",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("task", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
 )

@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Text, and_, cast, create_engine, delete, event, func, select, update
+from sqlalchemy import Connection, Text, and_, cast, create_engine, delete, event, select, update
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
+from lookalike import edits, migrations
 from lookalike.errors import SettingsError
 from lookalike.labels import Labels
 from lookalike.ledger import Claim, Kind, Ledger, insert, portions, reader
 from lookalike.ledger import translated as translated
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
-from lookalike.schema import clusterings, keyframes, metadata, predictions, projects, vectors, videos, work
+from lookalike.schema import clusterings, keyframes, predictions, projects, vectors, videos, work
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,18 @@ class VideoStatus:
 
 
 def open_store(url: str) -> Store:
-    """Open the store at a SQLAlchemy URL, making its tables where they are missing.
+    """Open the store at a SQLAlchemy URL; its tables are made, or brought up to date.
 
-    Raises SettingsError for a URL that is none, StoreError where the database does not answer.
+    Raises SettingsError for a URL that is none, StoreError where the database does not answer or is a newer program's.
     """
+    engine = open_engine(url)
+    with translated():
+        migrations.upgrade(engine)
+    return Store(engine)
+
+
+def open_engine(url: str) -> Engine:
+    """The database at a SQLAlchemy URL as it is. Raises SettingsError for a URL that is none."""
     try:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
@@ -100,13 +109,7 @@ def open_store(url: str) -> Store:
         raise SettingsError(f"store_url needs the package {error.name}: pip install 'lookalike[postgresql]'") from None
     if backend == "sqlite":
         _prepare_sqlite(engine)
-    with translated(), engine.begin() as connection:
-        if backend == "postgresql":
-            # the backend and the workers start at once: one makes the tables, the others wait for it; the number is
-            # any that nobody else locks by
-            connection.execute(select(func.pg_advisory_xact_lock(0x100CA11CE)))
-        metadata.create_all(connection)
-    return Store(engine)
+    return engine
 
 
 class Store:
@@ -117,6 +120,7 @@ class Store:
         self._reader = reader(engine)
         self.ledger = Ledger(engine)
         self.labels = Labels(engine)
+        self.edits = edits.Edits(engine)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -322,7 +326,12 @@ class Store:
             return self._put_predictions(connection, claim.project, bodies)
 
     def clustering(self, project: str, model: str) -> tuple[Clustering, int] | None:
-        """The last clustering and how many keyframes its last full fit saw."""
+        """The clustering as people have edited it, and how many keyframes its last full fit saw."""
+        found = self.fitted_clustering(project, model)
+        return (edits.apply(found[0], self.edits.on_clusters(project)), found[1]) if found else None
+
+    def fitted_clustering(self, project: str, model: str) -> tuple[Clustering, int] | None:
+        """The same without people's edits: what the next clustering goes on from."""
         c = clusterings.c
         query = select(c.keyframe_ids, c.clusters, c.centroids, c.similarity, c.fitted)
         with translated(), self._reader.connect() as connection:
