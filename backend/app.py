@@ -1,27 +1,32 @@
 """The web application: who may ask, how much, and how errors look.
 
-Every error is `{"error": {"type": …, "message": …}}`, and its sentence stands in the HTTP status line too: that line
-is all that Label Studio shows a person of an ML backend that refuses. What went wrong inside stays in the log, under
-the id that the answer gives.
+To a browser that opens a page, an error is a page. Every other one is `{"error": {"type": …, "message": …}}`, and its
+sentence stands in the HTTP status line too: that line is all that Label Studio shows a person of an ML backend that
+refuses. What went wrong inside stays in the log, under the id that the answer gives.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import contextlib
-import hmac
 import logging
 import re
 import time
 import uuid
 
-from flask import Flask, Response, g, jsonify, request
+from flask import Flask, Response, g, jsonify, redirect, request, url_for
+from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from backend import contract
+from backend import access, contract, pages
 from backend.metrics import Metrics
-from lookalike.errors import LabelConfigError, RequestError, StoreError
+from lookalike.errors import (
+    LabelConfigError,
+    LabelStudioError,
+    LabelStudioNotFound,
+    LabelStudioRefused,
+    LabelStudioUnreachable,
+    RequestError,
+    StoreError,
+)
 from lookalike.settings import Settings
 
 log = logging.getLogger("lookalike.backend")
@@ -40,7 +45,24 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-_STATUS_OF = {RequestError: 400, LabelConfigError: 422, StoreError: 503}
+#: pages take scripts, styles and pictures from us and nowhere else, and nothing that stands in the page itself
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers hide the origin of our own forms from us
+}
+#: the first that fits
+_STATUS_OF = {
+    RequestError: 400,
+    LabelConfigError: 422,
+    StoreError: 503,
+    LabelStudioRefused: 403,
+    LabelStudioNotFound: 404,
+    LabelStudioUnreachable: 503,
+    LabelStudioError: 502,
+}
 
 
 def create_app(settings: Settings) -> Flask:
@@ -53,18 +75,28 @@ def create_app(settings: Settings) -> Flask:
     app = Flask("lookalike", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _MAX_BYTES
     app.extensions["lookalike"] = services
-    logins = _logins(settings)
+    app.extensions["lookalike_access"] = here = access.Access(services)
+    # what is said to a person after a redirect is signed; cookies know hosts, not ports
+    app.config["SECRET_KEY"] = here.sign_ins.secret
+    app.config["SESSION_COOKIE_NAME"] = f"{here.cookie}-said"
+    app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
+    logins = access.encoded_logins(settings)
 
     @app.before_request
-    def admit() -> Response | None:
+    def admit() -> ResponseReturnValue | None:
         g.started = time.perf_counter()
         if request.path in _BULK:
             request.max_content_length = _MAX_BULK_BYTES
+        if request.path == "/" and access.wants_page():
+            return redirect(url_for("pages.projects"))
+        is_ours = request.blueprint != "contract" if request.url_rule else access.wants_page()
+        if is_ours:
+            return access.admit()
         # /health is open for whoever starts and watches us. A wrong login is still told there, because Label Studio
         # then says in plain words that the login is wrong, which it does for no other route.
         if request.path == "/health" and "Authorization" not in request.headers:
             return None
-        if logins and not _is_welcome(request.headers.get("Authorization", ""), logins):
+        if logins and not access.is_welcome(request.headers.get("Authorization", ""), logins):
             answer = _error(401, "Unauthorized", "give the user name and password of this ML backend")
             answer.headers["WWW-Authenticate"] = 'Basic realm="lookalike", charset="UTF-8"'
             return answer
@@ -72,6 +104,8 @@ def create_app(settings: Settings) -> Flask:
 
     @app.after_request
     def finish(answer: Response) -> Response:
+        for name, value in (_PAGE_HEADERS if answer.mimetype == "text/html" else {}).items():
+            answer.headers.setdefault(name, value)
         for name, value in _HEADERS.items():
             answer.headers.setdefault(name, value)
         route = request.url_rule.rule if request.url_rule else "unknown"
@@ -83,6 +117,8 @@ def create_app(settings: Settings) -> Flask:
 
     @app.errorhandler(HTTPException)
     def refused(error: HTTPException) -> Response:
+        if error.response is not None:
+            return error.response  # type: ignore[return-value]
         answer = _error(error.code or 500, type(error).__name__, error.description or error.name)
         for name, value in error.get_headers(request.environ):
             if name == "Allow":
@@ -106,31 +142,14 @@ def create_app(settings: Settings) -> Flask:
         return _error(500, "InternalError", f"an error that we did not foresee; the log has it under {number}", number)
 
     app.register_blueprint(contract.blueprint(services, metrics))
+    app.register_blueprint(access.blueprint())
+    app.register_blueprint(pages.blueprint())
     return app
 
 
-def _logins(settings: Settings) -> list[bytes]:
-    """The login as clients encode it: curl in UTF-8, Label Studio in Latin-1. None: everybody is welcome."""
-    if not settings.basic_auth_user:
-        return []
-    login = f"{settings.basic_auth_user}:{settings.basic_auth_pass}"
-    logins = [login.encode()]
-    with contextlib.suppress(UnicodeEncodeError):
-        logins.append(login.encode("latin-1"))
-    return logins
-
-
-def _is_welcome(header: str, logins: list[bytes]) -> bool:
-    """Whether an Authorization header, of any form, gives a login. Takes as long for a near miss as for nonsense."""
-    scheme, _, encoded = header.partition(" ")
-    given = b""
-    if scheme.lower() == "basic":
-        with contextlib.suppress(binascii.Error, ValueError):
-            given = base64.b64decode(encoded.strip(), validate=True)
-    return sum(hmac.compare_digest(given, login) for login in logins) > 0
-
-
 def _error(code: int, kind: str, message: str, number: str = "") -> Response:
+    if access.wants_page():
+        return pages.error_page(code, message)
     answer = jsonify(error={"type": kind, "message": message} | ({"id": number} if number else {}))
     # printable ASCII, and no markup: Label Studio shows the line within HTML
     answer.status = f"{code} {re.sub('[^ -;=?-~]+', ' ', message)[:_LONGEST_REASON]}"

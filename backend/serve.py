@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sys
 from typing import Any
@@ -43,18 +42,11 @@ def command() -> None:
 
 def check_address(settings: Settings) -> None:
     """Raises SettingsError for an address that others can reach while everybody is let in."""
-    if not settings.basic_auth_user and not _is_loopback(settings.host):
+    if not settings.basic_auth_user and not settings.is_on_loopback:
         raise SettingsError(
             f"host {settings.host} can be reached from other machines: set basic_auth_user and basic_auth_pass, or "
             "bind to 127.0.0.1"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class _Server(BaseApplication):  # type: ignore[misc]

@@ -18,6 +18,7 @@ COMMANDS = {
     "status": ("lookalike.status", "Show what is queued, running, done and failed."),
     "keyframes": ("lookalike.companion", "Give a project of videos its project of keyframes to label."),
     "undo": ("workers.undo", "Withdraw what one propagation did."),
+    "sign-in": ("lookalike.sign_in", "Print an address that signs you in to the pages, once."),
     "doctor": ("lookalike.doctor", "Say what is wrong with a connection, and how to mend it."),
     "prelabel": ("workers.prelabel", "Pre-label a folder of clips, or the tasks of a project."),
     "evaluate": ("workers.evaluate", "Measure how much labelling a small sample saves."),

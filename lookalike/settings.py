@@ -6,6 +6,7 @@ A setting `data_dir` is read from `LOOKALIKE_DATA_DIR`; a secret `label_studio_t
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from typing import Any, Self
 from lookalike.errors import SettingsError
 
 PREFIX = "LOOKALIKE_"
+
+#: ways to group keyframes, the default first
+CLUSTERINGS = ("pca-kmeans", "kmeans", "minibatch", "ward", "hdbscan")
 
 
 def _setting(
@@ -80,6 +84,12 @@ class Settings:
     embedder: str = _setting("efficientnet-lite0", "model: efficientnet-lite0, a Hugging Face id, or a folder")
     device: str = _setting("auto", "where the model runs: auto, cpu, cuda, cuda:1, …")
     batch_size: int = _setting(0, "pictures per batch; 0: found by itself", low=0)
+    clustering: str = _setting(
+        "pca-kmeans",
+        "how keyframes are grouped: kmeans as in the article, minibatch for very many, ward leaves a tree, hdbscan "
+        "leaves out what is like nothing else",
+        choices=CLUSTERINGS,
+    )
     clusters: int = _setting(0, "clusters per project; 0: proposed from the data", low=0)
     seed: int = _setting(0, "seed of everything random", low=0)
 
@@ -112,6 +122,10 @@ class Settings:
                 raise SettingsError(f"{f.name} must be {bounds}, got {value}")
         if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
             raise SettingsError("basic_auth_user and basic_auth_pass go together: set both or none")
+        if self.clusters and self.clustering == "hdbscan":
+            raise SettingsError(
+                f"clusters must be 0 with the clustering hdbscan, which finds their number itself, got {self.clusters}"
+            )
         for name in ("label_studio_url", "public_url", "connect_url"):
             url = getattr(self, name)
             if url and not url.startswith(("http://", "https://")):
@@ -177,6 +191,14 @@ class Settings:
     @property
     def page_url(self) -> str:
         return self.public_url or self.backend_url
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether the backend answers on this machine only."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def keyframes_dir(self) -> Path:

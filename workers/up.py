@@ -23,6 +23,7 @@ from lookalike.label_studio import LabelStudio
 from lookalike.logs import start_logging
 from lookalike.queue import Queue, own_socket, redis_url
 from lookalike.settings import Settings, plain_environment
+from lookalike.sign_in import SignIns, address
 from lookalike.store import Store, open_store
 from workers import demo
 from workers.supervisor import Service, Supervisor, reconcile, stop_on_signals, worker_services
@@ -148,7 +149,11 @@ def _start(
     project = demo.set_up_project(studio, settings, config, clips, wire.model_version(settings.embedder))
     _say(f"\n  Label Studio  {settings.label_studio_url}/projects/{project['id']}/data")
     _say(f"  login         {login.email}  password  {login.password}")
-    _say(f"  backend       {settings.backend_url}\n")
+    _say(f"  backend       {settings.backend_url}")
+    if settings.is_on_loopback:
+        _say(f"  pages         {address(settings, SignIns(settings.data_dir, store.engine))}")
+        _say("                (signs you in once, within the hour; `lookalike sign-in` prints another)")
+    _say("")
 
 
 def _greet(settings: Settings) -> None:
