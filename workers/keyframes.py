@@ -518,6 +518,9 @@ class _Video:
         while True:
             try:
                 packet = next(packets)
+            except IndexError:  # PyAV on a packet of a stream that begins midway, as MPEG-TS allows: read on behind it
+                packets = self.container.demux(self.stream)
+                continue
             except (StopIteration, av.error.FFmpegError):
                 return
             if packet.size:
@@ -603,6 +606,11 @@ def _open(path: Path, options: KeyframeOptions) -> Iterator[_Video]:
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise MediaError(f"{name} has no video in it, only sound or text; choose a file with a picture")
+        streams = [s for s in streams if s.codec_context is not None]
+        if not streams:
+            raise MediaError(
+                f"{name} is coded in a way that no decoder here knows; convert it to H.264, and check that it plays"
+            )
         stream = max(streams, key=lambda s: (s.codec_context.width or 0) * (s.codec_context.height or 0))
         context = stream.codec_context
         pixels = context.width * context.height

@@ -1,0 +1,298 @@
+"""Files made to do harm, each given to the guarded decoder as a job gives them.
+
+Each must end within 15 s: with keyframes, or with a sentence (MediaError). The process that asked lives on, no file but
+the named one is read and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from lookalike.errors import LookalikeError, MediaError
+from lookalike.records import Extraction, Media
+from lookalike.settings import Settings
+from tests.clips import Scene, make_clip, write_clip
+from workers import keyframes, media, stills
+from workers.keyframes import KeyframeOptions
+
+LIMIT_S = 15.0
+SECRET = "keep this to yourself"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Small good clips in five containers, to be damaged."""
+    folder = tmp_path_factory.mktemp("good")
+    made = {}
+    for name, how in {"mp4": {}, "mkv": {}, "ts": {}, "webm": {"codec": "libvpx"}, "avi": {"codec": "mpeg4"}}.items():
+        path = folder / f"a.{name}"
+        make_clip(path, [Scene(12, seed=1), Scene(12, seed=2, motion=2)], size=(160, 96), **how)
+        made[name] = path.read_bytes()
+    return made
+
+
+@pytest.fixture
+def canary() -> Iterator[tuple[int, list[str]]]:
+    """A server that nobody must ask: its port, and what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1], asked
+    server.shutdown()
+    server.server_close()
+
+
+def decode(
+    path: Path, out: Path, how: Callable[..., Extraction] = keyframes.extract, mode: str = "exact"
+) -> Extraction | str:
+    """What a job would get: keyframes (none, if all is black now), or the sentence that people see; no other error."""
+    begun = time.monotonic()
+    options = KeyframeOptions(mode=mode)
+    try:
+        found = media.run_guarded(how, path, 1, out, options, timeout_s=10.0, memory_mb=1500.0)
+    except MediaError as error:
+        sentence = str(error)
+        assert "Traceback" not in sentence, sentence
+        assert 20 < len(sentence) < 400, sentence
+        return sentence
+    finally:
+        assert time.monotonic() - begun < LIMIT_S
+    assert isinstance(found, Extraction)
+    for keyframe in found.keyframes:
+        assert cv2.imread(str(out / f"{keyframe.frame_index:07d}.jpg")) is not None
+    return found
+
+
+# --- videos ---
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "webm", "avi", "ts"])
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_video__flipped_bits(clips: dict[str, bytes], tmp_path: Path, container: str, mode: str) -> None:
+    """15 variants a container and mode, 150 in all; half of them hit the headers, which steer the most."""
+    dice = random.Random(f"{container} {mode}")
+    good = clips[container]
+    for variant in range(15):
+        data = bytearray(good)
+        for _ in range(dice.choice([1, 8, 64])):
+            data[dice.randrange(min(len(data), 600 if variant % 2 else len(data)))] ^= 1 << dice.randrange(8)
+        path = tmp_path / f"{variant}.{container}"
+        path.write_bytes(data)
+        decode(path, tmp_path / f"{variant}", mode=mode)
+    path.write_bytes(good)
+    assert isinstance(decode(path, tmp_path / "good", mode=mode), Extraction)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "webm", "avi"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])
+def test_video__truncated(clips: dict[str, bytes], tmp_path: Path, container: str, share: float) -> None:
+    path = tmp_path / f"a.{container}"
+    path.write_bytes(clips[container][: int(len(clips[container]) * share)])
+    found = decode(path, tmp_path / "out")
+    if share < 0.1:
+        assert isinstance(found, str), "a file without its pictures has no keyframes"
+
+
+@pytest.mark.parametrize("head", [b"", b"\x00\x00\x00\x20ftypisom", b"\x1a\x45\xdf\xa3", b"RIFF\xff\xff\xff\x7fAVI "])
+@pytest.mark.parametrize("fill", ["zeros", "random", "ones"])
+def test_video__nonsense_behind_a_good_beginning(tmp_path: Path, head: bytes, fill: str) -> None:
+    body = {"zeros": bytes(200_000), "ones": b"\xff" * 200_000, "random": random.Random(7).randbytes(200_000)}[fill]
+    path = tmp_path / "a.mp4"
+    path.write_bytes(head + body)
+    assert isinstance(decode(path, tmp_path / "out"), str)
+
+
+def test_video__small_file_of_a_huge_picture(tmp_path: Path) -> None:
+    """8192 x 8192 of one colour takes kilobytes on disk and gigabytes decoded."""
+    path = tmp_path / "bomb.mp4"
+    write_clip(path, [np.zeros((8192, 8192, 3), np.uint8)] * 2, size=(8192, 8192), options={"preset": "ultrafast"})
+    assert path.stat().st_size < 200_000
+    found = decode(path, tmp_path / "out")
+    assert isinstance(found, str)
+    assert "8192 x 8192" in found
+    assert "max_pixels" in found
+
+
+def test_video__that_goes_on_and_on(tmp_path: Path) -> None:
+    path = tmp_path / "long.mp4"
+    write_clip(path, [np.full((48, 64, 3), 90, np.uint8)] * 3000, size=(64, 48), fps=1, options={"preset": "ultrafast"})
+    allowed = KeyframeOptions(max_duration_s=600)
+    with pytest.raises(MediaError, match="raise max_duration_s"):
+        media.run_guarded(keyframes.extract, path, 1, tmp_path / "out", allowed, timeout_s=10.0, memory_mb=1500.0)
+    with pytest.raises(MediaError, match="raise decode_timeout_s"):
+        media.run_guarded(_dawdle, timeout_s=0.5, memory_mb=500.0)
+
+
+def _dawdle() -> None:
+    time.sleep(60)
+
+
+PLAYLISTS = {
+    "hls.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{url}/a.ts\n#EXT-X-ENDLIST\n",
+    "hls-file.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{secret}\n#EXT-X-ENDLIST\n",
+    "concat.mkv": "ffconcat version 1.0\nfile '{url}/a.mp4'\nfile '{secret}'\n",
+    "dash.mpd": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
+    '<BaseURL>{url}/</BaseURL><AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"/>'
+    "</AdaptationSet></Period></MPD>",
+    "session.sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n",
+    "list.m3u": "{url}/a.mp4\n",
+    "smil.mov": "RTSPtext\nrtsp://{host}/a.mov\n",
+    "subtitle.vtt": "WEBVTT\n\n00:00.000 --> 00:01.000\n<img src={url}/a.png>\n",
+    "drawing.svg": '<svg xmlns="http://www.w3.org/2000/svg"><image href="{url}/a.png" width="9" height="9"/></svg>',
+}
+
+
+@pytest.mark.parametrize("name", PLAYLISTS)
+def test_video__playlist_that_points_elsewhere(tmp_path: Path, canary: tuple[int, list[str]], name: str) -> None:
+    port, asked = canary
+    secret = tmp_path / "secret.mp4"
+    make_clip(secret, [Scene(10, seed=1)], size=(64, 48))
+    path = tmp_path / name
+    where = {"url": f"http://127.0.0.1:{port}", "host": f"127.0.0.1:{port}", "secret": str(secret)}
+    path.write_text(PLAYLISTS[name].format(**where))
+    assert isinstance(decode(path, tmp_path / "out"), str), "it showed pictures of another file"
+    assert isinstance(decode(path, tmp_path / "out", stills.extract), str)
+    assert asked == []
+
+
+def test_file__that_is_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    for name in ("pipe.mp4", "folder.mp4", "missing.mp4"):
+        for how in (keyframes.extract, stills.extract):
+            assert isinstance(decode(tmp_path / name, tmp_path / "out", how), str)
+
+
+def test_file__link_out_of_the_root(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside.mp4"
+    root.mkdir()
+    outside.write_text(SECRET)
+    (root / "link.mp4").symlink_to(outside)
+    (root / "zero.mp4").symlink_to("/dev/zero")
+    settings = Settings(local_files_root=str(root))
+    for url in ("/data/local-files/?d=link.mp4", "link.mp4", "zero.mp4", f"file://{root}/link.mp4"):
+        with pytest.raises(LookalikeError):
+            media.fetch(Media("1.x", 1, url), tmp_path / "downloads", settings, None)
+
+
+# --- pictures ---
+
+
+def png(width: int, height: int, rows: int) -> bytes:
+    """A PNG that claims a size and has so many rows of black: packed a thousandfold."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    body = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(rows)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rows"), [(20_000, 20_000, 40), (2**31 - 1, 1, 0), (100_000, 100_000, 0), (0, 0, 0)]
+)
+def test_picture__decompression_bomb(tmp_path: Path, width: int, height: int, rows: int) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(width, height, rows))
+    assert isinstance(decode(path, tmp_path / "out", stills.extract), str)
+
+
+def test_picture__flipped_bits_and_truncated(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    dice = random.Random(3)
+    for kind in (".jpg", ".png", ".webp", ".bmp", ".tiff"):
+        good = cv2.imencode(kind, picture)[1].tobytes()
+        for variant in range(8):
+            data = bytearray(good[: int(len(good) * 0.6)] if variant == 0 else good)
+            for _ in range(0 if variant == 0 else dice.choice([1, 8, 64])):
+                data[dice.randrange(min(len(data), 60 if variant % 2 else len(data)))] ^= 1 << dice.randrange(8)
+            path = tmp_path / f"{variant}{kind}"
+            path.write_bytes(data)
+            decode(path, tmp_path / f"{variant}{kind}.out", stills.extract)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%PDF-1.7\n1 0 obj\n",
+        b"#!/bin/sh\necho no\n",
+        b"GIF89a",
+        b"\xff\xd8\xff\xe0",
+        b"<html></html>",
+        b"PK\x03\x04" * 9,
+    ],
+    ids=["pdf", "script", "gif head", "jpeg head", "html", "zip"],
+)
+def test_picture__of_another_kind(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    sentence = decode(path, tmp_path / "out", stills.extract)
+    assert isinstance(sentence, str)
+    assert "check that it opens" in sentence
+
+
+def test_picture__postscript_starts_no_program(tmp_path: Path) -> None:
+    """Pillow hands EPS to Ghostscript, a program that runs what the file says, when it is decoded."""
+    path = tmp_path / "a.jpg"
+    trace = tmp_path / "ran"
+    path.write_text(f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n({trace}) (w) file closefile\n")
+    assert isinstance(decode(path, tmp_path / "out", stills.extract), str)
+    assert not trace.exists()
+
+
+def test_guard__asker_neither_grows_nor_leaves_children(tmp_path: Path) -> None:
+    """50 bad files one after the other, in a process of its own: 10 MB at most, and no child left."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(random.Random(1).randbytes(50_000))
+    work = f"""if True:
+        import sys
+        from pathlib import Path
+        from lookalike.errors import MediaError
+        from workers import keyframes, media
+
+        bad = Path({str(path)!r})
+
+        def refused():
+            try:
+                media.run_guarded(keyframes.extract, bad, 1, bad.parent, timeout_s=10.0, memory_mb=900.0)
+            except MediaError:
+                return True
+
+        def size():
+            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+        assert refused() and refused()
+        before = size()
+        assert all(refused() for _ in range(50))
+        print(size() - before)
+    """
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 10_000_000
