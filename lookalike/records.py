@@ -6,6 +6,7 @@ everywhere but in `lookalike.wire`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -110,6 +111,8 @@ class Clustering:
     clusters: NDArray[np.int64]  # (n,) number of the cluster, -1 = like nothing else
     centroids: NDArray[np.int64]  # (k,) keyframe id of cluster 0, 1, …
     similarity: NDArray[np.float32]  # (n,) cosine to the own cluster's middle, 0..1
+    names: Mapping[int, str] = field(default_factory=dict)  # that people gave, by number
+    junk: frozenset[int] = frozenset()  # numbers of clusters that people want to see no more of
 
     def __post_init__(self) -> None:
         n = len(self.keyframe_ids)

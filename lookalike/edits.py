@@ -1,0 +1,398 @@
+"""What people do to clusters, labels and proposals, kept so that it can be undone and survives a new clustering.
+
+An edit names keyframes, never a cluster's number alone: when all is clustered afresh, the cluster that an edit is
+about is the one that most of its keyframes are in. `Store.clustering` gives the clustering with the edits applied.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, and_, delete, func, select, update
+
+from lookalike.labels import KeyframeTask, Source
+from lookalike.ledger import insert, portions, reader, translated
+from lookalike.records import Clustering, Json, split_keyframe_id
+from lookalike.schema import edit_keyframes, edits, keyframe_tasks, readings, touched, videos, written
+
+Ids = NDArray[np.int64]  # (n,) keyframe ids
+Kind = Literal["name", "junk", "keep", "exclude", "split", "merge", "label", "reject"]
+#: kinds that change the clustering
+ON_CLUSTERS: tuple[Kind, ...] = ("name", "junk", "keep", "exclude", "split", "merge")
+
+#: a cluster is known again by this many of its keyframes, the most similar ones
+_KNOWN_BY = 100
+#: of what was split off, the share of a cluster from which all of that cluster goes with it
+_MOSTLY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One thing that a person did."""
+
+    id: int
+    kind: Kind
+    text: str  # the name of a cluster, or the category of labels
+    number: int | None  # of the cluster that a split made
+    person: str
+    at: float
+    undone: bool = False
+    chosen: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  # the keyframes that it was done to
+    similarity: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))  # of the chosen
+    cluster: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  # by these the cluster is known again
+    other: Ids = field(default_factory=lambda: np.zeros(0, np.int64))  # … and the one that was merged into it
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An annotation that was written at Label Studio in a person's name."""
+
+    edit: int
+    annotation: int
+    keyframe: int
+    task: int
+    before: list[Json] | None  # its result before; None: there was no annotation
+    after: list[Json]
+
+
+# --- the clustering with edits ---
+
+
+def apply(fitted: Clustering, made: Sequence[Edit]) -> Clustering:
+    """The clustering as people want it. `fitted`: keyframe ids ascending; `made`: in the order of the making.
+
+    A keyframe that was excluded is in no cluster (-1). A cluster that was split off keeps its number and its keyframes
+    whatever happens to the others; an edit whose cluster has gone does nothing.
+    """
+    if not made:
+        return fitted
+    ids, numbers, similarity = fitted.keyframe_ids, fitted.clusters.copy(), fitted.similarity.copy()
+    names: dict[int, str] = {}
+    junk: set[int] = set()
+    count = max(len(fitted.centroids), reserved(made))
+    for edit in made:
+        home = _home(ids, numbers, edit.cluster)
+        if edit.kind == "split" and edit.number is not None:
+            rows, known = _rows(ids, edit.chosen)
+            mine = _home(ids, numbers, edit.chosen)
+            whole = numbers == mine
+            if None not in (mine, home) and mine != home and whole[rows].sum() >= _MOSTLY * whole.sum():
+                numbers[whole] = edit.number  # the fit itself has set them apart by now
+            numbers[rows] = edit.number
+            similarity[rows] = edit.similarity[known]
+        if home is None:
+            continue
+        if edit.kind == "name" and edit.text:
+            names[home] = edit.text
+        elif edit.kind == "name":
+            names.pop(home, None)
+        elif edit.kind == "junk":
+            junk.add(home)
+        elif edit.kind == "keep":
+            junk.discard(home)
+        elif edit.kind == "exclude":
+            rows, _ = _rows(ids, edit.chosen)
+            numbers[rows[numbers[rows] == home]] = -1
+        elif edit.kind == "merge":
+            other = _home(ids, numbers, edit.other)
+            if other is not None and other != home:
+                numbers[numbers == other] = home
+                junk.discard(other)
+                name = names.pop(other, "")
+                names.setdefault(home, name)
+    centroids = np.full(count, -1, np.int64)
+    centroids[: len(fitted.centroids)] = fitted.centroids
+    alive = set(np.unique(numbers).tolist()) - {-1}
+    return Clustering(
+        ids,
+        numbers,
+        _centroids(ids, numbers, centroids, similarity),
+        similarity,
+        {number: name for number, name in names.items() if name and number in alive},
+        frozenset(junk & alive),
+    )
+
+
+def reserved(made: Iterable[Edit]) -> int:
+    """Numbers below this may be those of clusters that people split off; a fit gives new ones from here on only."""
+    return max((edit.number + 1 for edit in made if edit.number is not None), default=0)
+
+
+def reserve(fitted: Clustering, made: Sequence[Edit]) -> Clustering:
+    """The clustering with room for the numbers of splits, so that no later fit uses them for something else."""
+    missing = reserved(made) - len(fitted.centroids)
+    if missing <= 0:
+        return fitted
+    return replace(fitted, centroids=np.concatenate([fitted.centroids, np.full(missing, -1, np.int64)]))
+
+
+def known_by(grouped: Clustering, number: int, without: Collection[int] = ()) -> list[int]:
+    """The keyframes by which a cluster is known again: its most similar members."""
+    rows = np.flatnonzero(grouped.clusters == number)
+    if len(without):
+        rows = rows[~np.isin(grouped.keyframe_ids[rows], np.fromiter(without, np.int64))]
+    order = np.lexsort((grouped.keyframe_ids[rows], -grouped.similarity[rows]))
+    return [int(i) for i in grouped.keyframe_ids[rows[order[:_KNOWN_BY]]]]
+
+
+def purity(counts: Mapping[str, int]) -> float:
+    """The share of the most frequent category among labelled keyframes, 0..1; 0 where there are none."""
+    return max(counts.values(), default=0) / (sum(counts.values()) or 1)
+
+
+# --- the edits of a ledger ---
+
+
+class Edits:
+    """Verbs on what people did. Each raises StoreError where the database does not answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._reader = reader(engine)
+
+    def add(
+        self,
+        project: str,
+        kind: Kind,
+        person: str,
+        *,
+        text: str = "",
+        number: int | None = None,
+        chosen: Mapping[int, float] | Sequence[int] = (),
+        cluster: Sequence[int] = (),
+        other: Sequence[int] = (),
+    ) -> int:
+        """Keep an edit; its id. `chosen`: keyframes, for a split with the similarity to their middle."""
+        now = time.time()
+        values = {"project": project, "kind": kind, "text": text, "number": number, "person": person}
+        similarity = chosen if isinstance(chosen, Mapping) else {}
+        with self.begin() as connection:
+            row = insert(connection, edits).values(**values, at=now, changed_at=now, undone=0)
+            made: int = connection.execute(row.returning(edits.c.id)).scalar_one()
+            rows = [
+                {"edit": made, "role": role, "keyframe": keyframe, "similarity": similarity.get(keyframe, 0.0)}
+                for role, ids in (("chosen", chosen), ("cluster", cluster), ("other", other))
+                for keyframe in dict.fromkeys(ids)
+            ]
+            if rows:
+                connection.execute(insert(connection, edit_keyframes), rows)
+        return made
+
+    def on_clusters(self, project: str) -> list[Edit]:
+        """Those that hold, in the order in which they were made, with their keyframes; for `apply`."""
+        chosen = and_(edits.c.project == project, edits.c.kind.in_(ON_CLUSTERS), edits.c.undone == 0)
+        with self._read() as connection:
+            made = [_edit(row) for row in connection.execute(_query().where(chosen).order_by(edits.c.id))]
+            return [self._with_keyframes(connection, edit) for edit in made] if made else []
+
+    def numbers(self, project: str) -> int:
+        """As `reserved`, over undone splits too: they may be made again."""
+        with self._read() as connection:
+            found = connection.execute(select(func.max(edits.c.number)).where(edits.c.project == project)).scalar()
+        return 0 if found is None else int(found) + 1
+
+    def undone_splits(self, project: str) -> list[int]:
+        """Numbers that a split gave which does not hold any more."""
+        chosen = and_(edits.c.project == project, edits.c.kind == "split", edits.c.undone == 1)
+        with self._read() as connection:
+            return list(connection.execute(select(edits.c.number).where(chosen)).scalars())
+
+    def edit(self, project: str, edit_id: int) -> Edit | None:
+        """One of a project's edits, with its keyframes."""
+        with self._read() as connection:
+            row = connection.execute(_query().where(edits.c.project == project, edits.c.id == edit_id)).one_or_none()
+            return self._with_keyframes(connection, _edit(row)) if row else None
+
+    def last(self, project: str, person: str = "", limit: int = 20) -> list[Edit]:
+        """The last ones, of one person or of all, undone ones too, the newest first, without their keyframes."""
+        chosen = edits.c.project == project
+        if person:
+            chosen = and_(chosen, edits.c.person == person)
+        with self._read() as connection:
+            rows = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(limit))
+            return [_edit(row) for row in rows]
+
+    def to_undo(self, project: str, person: str) -> Edit | None:
+        """The last one of a person that still holds."""
+        chosen = and_(edits.c.project == project, edits.c.person == person, edits.c.undone == 0)
+        with self._read() as connection:
+            row = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(1)).one_or_none()
+        return _edit(row) if row else None
+
+    def put_undone(self, edit_id: int, undone: bool = True, connection: Connection | None = None) -> None:
+        if connection is None:
+            with self.begin() as connection:
+                return self.put_undone(edit_id, undone, connection)
+        values = {"undone": int(undone), "changed_at": time.time()}
+        connection.execute(update(edits).where(edits.c.id == edit_id).values(values))
+
+    def stamp(self, project: str) -> str:
+        """Changes whenever an edit of clusters is made, undone or made again."""
+        chosen = and_(edits.c.project == project, edits.c.kind.in_(ON_CLUSTERS))
+        query = select(func.count(), func.max(edits.c.changed_at)).where(chosen)
+        with self._read() as connection:
+            count, at = connection.execute(query).one()
+        return f"{count} {at}"
+
+    # what a page shows of keyframes
+
+    def tasks(self, project: str, keyframes: Sequence[int]) -> dict[int, KeyframeTask]:
+        """How some keyframes of a project are shown at Label Studio, by keyframe."""
+        c = keyframe_tasks.c
+        query = select(c.keyframe, c.leader, c.image, c.task).where(c.project == project)
+        with self._read() as connection:
+            return {
+                row[0]: KeyframeTask(*row)
+                for some in portions(keyframes)
+                for row in connection.execute(query.where(c.keyframe.in_(some)))
+            }
+
+    def addresses(self, keyframes: Iterable[int]) -> dict[int, str]:
+        """The addresses of the videos, or pictures, that keyframes are of, by keyframe."""
+        mine = {keyframe: split_keyframe_id(keyframe)[0] for keyframe in keyframes}
+        with self._read() as connection:
+            found = {
+                row.id: row.url
+                for some in portions(sorted(set(mine.values())))
+                for row in connection.execute(select(videos.c.id, videos.c.url).where(videos.c.id.in_(some)))
+            }
+        return {keyframe: found[video] for keyframe, video in mine.items() if video in found}
+
+    # annotations that were written
+
+    def put_written(self, project: str, source: Source, rows: Sequence[Written]) -> None:
+        """Remember annotations that were written, and have their tasks read."""
+        with self.begin() as connection:
+            if rows:
+                statement = insert(connection, written)
+                values = [
+                    {
+                        "edit": row.edit,
+                        "annotation": row.annotation,
+                        "keyframe": row.keyframe,
+                        "task": row.task,
+                        "before": None if row.before is None else json.dumps(row.before),
+                        "after": json.dumps(row.after),
+                    }
+                    for row in rows
+                ]
+                # written twice within one edit: what stood there before stays what it was
+                statement = statement.on_conflict_do_update(
+                    index_elements=["edit", "annotation"], set_={"after": statement.excluded.after}
+                )
+                connection.execute(statement, values)
+            self._touch(connection, project, source, {row.task for row in rows})
+
+    def written(self, edit_id: int, limit: int = 1_000_000) -> list[Written]:
+        """What of an edit stands at Label Studio, the last first."""
+        c = written.c
+        query = select(c.edit, c.annotation, c.keyframe, c.task, c.before, c.after).where(c.edit == edit_id)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(c.annotation.desc()).limit(limit)).all()
+        return [Written(*row[:4], json.loads(row[4]) if row[4] else None, json.loads(row[5])) for row in rows]
+
+    def forget_written(self, project: str, source: Source, rows: Sequence[Written]) -> None:
+        """They were taken back."""
+        with self.begin() as connection:
+            for edit in {row.edit for row in rows}:
+                for some in portions([row.annotation for row in rows if row.edit == edit]):
+                    connection.execute(delete(written).where(written.c.edit == edit, written.c.annotation.in_(some)))
+            self._touch(connection, project, source, {row.task for row in rows})
+
+    def touched(self, project: str, source: Source) -> dict[int, float]:
+        """Tasks to be read whatever Label Studio says of their last change, and since when."""
+        c = touched.c
+        with self._read() as connection:
+            rows = connection.execute(select(c.task, c.at).where(c.project == project, c.source == source))
+            return {row.task: row.at for row in rows}
+
+    def put_read(self, project: str, source: Source, tasks: Mapping[int, float]) -> None:
+        """They were read as of these times; what was touched since stays."""
+        c = touched.c
+        with self.begin() as connection:
+            for task, at in tasks.items():
+                chosen = and_(c.project == project, c.source == source, c.task == task, c.at <= at)
+                connection.execute(delete(touched).where(chosen))
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction for several of the verbs that take one."""
+        with translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with translated(), self._reader.connect() as connection:
+            yield connection
+
+    @staticmethod
+    def _touch(connection: Connection, project: str, source: Source, tasks: Collection[int]) -> None:
+        if not tasks:
+            return
+        for some in portions(sorted(tasks)):
+            c = readings.c
+            chosen = and_(c.project == project, c.source == source, c.task.in_(some))
+            connection.execute(update(readings).where(chosen).values(stamp=""))  # kept: it tells that labels are known
+        now = time.time()
+        statement = insert(connection, touched)
+        statement = statement.on_conflict_do_update(index_elements=["project", "source", "task"], set_={"at": now})
+        connection.execute(
+            statement, [{"project": project, "source": source, "task": task, "at": now} for task in sorted(tasks)]
+        )
+
+    @staticmethod
+    def _with_keyframes(connection: Connection, edit: Edit) -> Edit:
+        c = edit_keyframes.c
+        found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        query = select(c.role, c.keyframe, c.similarity).where(c.edit == edit.id).order_by(c.keyframe)
+        for role, keyframe, similarity in connection.execute(query):
+            found[role].append((keyframe, similarity))
+        ids = {role: np.asarray([k for k, _ in rows], np.int64) for role, rows in found.items()}
+        similarity = np.asarray([s for _, s in found.get("chosen", ())], np.float32)
+        return replace(edit, similarity=similarity, **ids)  # type: ignore[arg-type]
+
+
+def _query() -> Any:
+    c = edits.c
+    return select(c.id, c.kind, c.text, c.number, c.person, c.at, c.undone)
+
+
+def _edit(row: Any) -> Edit:
+    return Edit(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]))
+
+
+def _rows(ids: Ids, wanted: Ids) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """(rows of those wanted that there are, which of those wanted there are). `ids` ascend."""
+    if not len(ids):
+        return np.zeros(0, np.int64), np.zeros(len(wanted), bool)
+    at = np.searchsorted(ids, wanted).clip(max=len(ids) - 1)
+    known = ids[at] == wanted
+    return at[known], known
+
+
+def _home(ids: Ids, numbers: NDArray[np.int64], wanted: Ids) -> int | None:
+    """The cluster that most of some keyframes are in; None where they are in none."""
+    rows, _ = _rows(ids, wanted)
+    found = numbers[rows]
+    found = found[found >= 0]
+    return int(np.bincount(found).argmax()) if len(found) else None
+
+
+def _centroids(ids: Ids, numbers: Ids, centroids: Ids, similarity: NDArray[np.float32]) -> Ids:
+    """The centroids, and for clusters that have lost theirs the most similar member; -1 where there are no members."""
+    rows, known = _rows(ids, centroids)
+    own = np.zeros(len(centroids), bool)
+    own[known] = numbers[rows] == np.flatnonzero(known)
+    order = np.lexsort((-ids, similarity))  # the last written wins: the most similar, of equal ones the smallest id
+    order = order[numbers[order] >= 0]
+    best = np.full(len(centroids), -1, np.int64)
+    best[numbers[order]] = ids[order]
+    return np.where(own, centroids, best)
