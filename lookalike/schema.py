@@ -298,3 +298,41 @@ touched = Table(  # tasks that Label Studio does not list as changed although th
     Column("task", Integer, primary_key=True),
     Column("at", Float, nullable=False),
 )
+
+fits = Table(  # what the last full fit of the clusters left behind
+    "fits",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("choice", Text, nullable=False),  # the settings that it was made with
+    Column("proposal", Text, nullable=False, server_default=""),  # JSON: lookalike.grouping.Proposal
+    Column("tree", LargeBinary),  # lookalike.grouping.Tree, where the clustering has one
+)
+
+questions = Table(  # pictures, regions and words that people search by: a worker with the model makes their vectors
+    "questions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("digest", Text, nullable=False),  # of kind and content: asked twice, answered once
+    Column("kind", Text, nullable=False),  # image, region, text
+    Column("content", LargeBinary, nullable=False),  # the picture's file; JSON of keyframe and box; the words
+    Column("vector", LargeBinary),  # (d,) float32, once it is answered
+    Column("error", Text, nullable=False, server_default=""),
+    Column("at", Float, nullable=False),
+    UniqueConstraint("project", "model", "digest"),
+    Index("questions_by_age", "at"),
+    sqlite_autoincrement=True,
+)
+
+similar_tabs = Table(  # "Similar to …": tabs of the Data Manager, made when somebody asks
+    "similar_tabs",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("category", Text, primary_key=True),
+    Column("uid", Text, nullable=False),  # the project at Label Studio that has it: another one's tab is no tab of ours
+    Column("tab", Integer, nullable=False),  # 0 before there is one
+    Column("asked", Text, nullable=False),  # JSON: how many, from which similarity on
+    Column("shown", Text, nullable=False),  # JSON: similarity by task
+)

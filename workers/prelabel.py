@@ -15,7 +15,7 @@ from lookalike import wire
 from lookalike.errors import QueueError, SettingsError, SetupError
 from lookalike.label_studio import LabelStudio
 from lookalike.queue import Queue, redis_url
-from lookalike.settings import Settings, share_cores
+from lookalike.settings import CLUSTERINGS, Settings, share_cores
 from lookalike.store import Project, Store, open_store
 from workers.timeline import read_config
 
@@ -31,6 +31,7 @@ _IDLE_S = 30.0  # work that nobody takes for so long: nobody is there
 @click.option("--mode", type=click.Choice(["exact", "fast"]), help="Read every frame, or I-frames first.")
 @click.option("--share", type=float, help="Share of the frames to keep, about.  [default: 0.01]")
 @click.option("--clusters", type=int, help="Number of clusters; 0: proposed from the data.  [default: 0]")
+@click.option("--clustering", type=click.Choice(CLUSTERINGS), help="How to group.  [default: pca-kmeans]")
 @click.option("--embedder", help="efficientnet-lite0, a Hugging Face id, or a folder.")
 @click.option(
     "--label-config",
@@ -53,6 +54,7 @@ def command(
     mode: str | None,
     share: float | None,
     clusters: int | None,
+    clustering: str | None,
     embedder: str | None,
     label_config: Path,
     workers: int | None,
@@ -87,7 +89,12 @@ def command(
     paths within their folder are appended to.
     """
     settings = Settings.from_environment(
-        data_dir=data_dir, keyframe_mode=mode, keyframe_share=share, clusters=clusters, embedder=embedder
+        data_dir=data_dir,
+        keyframe_mode=mode,
+        keyframe_share=share,
+        clusters=clusters,
+        clustering=clustering,
+        embedder=embedder,
     )
     if project is not None:
         if paths or out:
