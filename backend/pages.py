@@ -6,6 +6,7 @@ Drawn by the server, from queries that read no more than the page shows; scripts
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -13,10 +14,10 @@ from flask import Blueprint, Response, abort, current_app, g, make_response, ren
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
-from backend import access
+from backend import access, thumbnails
 from backend.contract import Services
 from lookalike.store import Project
-from lookalike.views import Views
+from lookalike.views import Tile, Views
 
 #: the tabs of a project: key, name, endpoint; those whose pages are not served are left out
 _TABS = (
@@ -37,7 +38,6 @@ def blueprint() -> Blueprint:
         return {
             "me": me,
             "csrf_field": lambda: Markup('<input type="hidden" name="csrf" value="{}">').format(me.csrf if me else ""),
-            "asset": lambda name: url_for("pages.static", filename=name),
             "studio_url": services().settings.label_studio_url.rstrip("/"),
             "page_tabs": [tab for tab in _TABS if tab[2] in current_app.view_functions],
         }
@@ -54,8 +54,19 @@ def blueprint() -> Blueprint:
     def project(label_studio_id: int) -> ResponseReturnValue:
         return render_template("project.html", project=project_of(label_studio_id))
 
-    for name in (ago, clock, count, percent):
-        routes.add_app_template_filter(name)
+    @routes.get("/projects/<int:label_studio_id>/keyframes/<int:keyframe>")
+    def keyframe(label_studio_id: int, keyframe: int) -> ResponseReturnValue:
+        of = project_of(label_studio_id)
+        found = tiles(of, [keyframe])
+        if not found:
+            abort(404, f"there is no keyframe {keyframe} in this project")
+        return render_template("keyframe.html", project=of, tile=found[0])
+
+    thumbnails.add_routes(routes)
+    for function in (ago, clock, count, percent):
+        routes.add_app_template_filter(function)
+    for helper in (asset, thumbnail, picture):  # macros see these too
+        routes.add_app_template_global(helper)
     return routes
 
 
@@ -65,6 +76,13 @@ def project_of(label_studio_id: int) -> Project:
     if found is None:
         abort(404, "the project was deleted a moment ago")
     return found
+
+
+def tiles(project: Project, ids: Sequence[int]) -> list[Tile]:
+    """These keyframes for the macro `tile`, in this order; those that are gone or another project's are left out."""
+    here = services()
+    found = here.store.clustering(project.uid, here.settings.embedder)
+    return Views(here.store.engine).tiles(project, ids, found[0] if found else None)
 
 
 def services() -> Services:
@@ -82,7 +100,19 @@ def error_page(code: int, message: str) -> Response:
     return make_response(render_template("error.html", code=code, heading=heading, message=sentence), code)
 
 
-# --- how numbers look ---
+# --- for templates ---
+
+
+def asset(name: str) -> str:
+    return url_for("pages.static", filename=name)
+
+
+def thumbnail(tile: Tile) -> str:
+    return url_for("pages.thumbnail", keyframe=tile.id, v=tile.version)
+
+
+def picture(tile: Tile) -> str:
+    return url_for("pages.picture", keyframe=tile.id, v=tile.version)
 
 
 def ago(when: float) -> str:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
-from sqlalchemy import Engine, and_, func, select
+import numpy as np
+from sqlalchemy import Connection, Engine, and_, func, select
 
-from lookalike.ledger import reader, translated
-from lookalike.schema import keyframes, labels, videos, work
+from lookalike.errors import LabelConfigError
+from lookalike.labels import LabelRow
+from lookalike.ledger import portions, reader, translated
+from lookalike.records import Clustering, cluster_name
+from lookalike.said import Said, categories_of, settle
+from lookalike.schema import keyframe_tasks, keyframes, labels, projects, propagated, videos, work
+from lookalike.store import Project
+from lookalike.wire import parse_label_config, video_name
+
+State = Literal["labelled", "disputed", "proposed", "unsure", "conflict", "open"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +30,38 @@ class Summary:
     keyframes: int = 0
     labelled: int = 0  # keyframes with a person's word
     failed: int = 0  # videos
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A keyframe as pages show it."""
+
+    id: int
+    label_studio_id: int  # of the project
+    video_id: int
+    video: str  # as people call it
+    task: int  # the video's
+    time_s: float
+    version: str  # of its picture: another one, another picture
+    cluster: int  # -1: like nothing else
+    cluster_name: str  # c0007, or as people call it
+    similarity: float  # cosine to the middle of its cluster
+    state: State
+    category: str = ""  # what people said, or we guess; several are joined by ", "
+    score: float | None = None  # the guess's probability
+    said: Said | None = None
+    nearest: tuple[int, ...] = ()  # the labelled keyframes that gave the guess, nearest first
+    run: int = 0  # that first made the guess
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What is needed to show a keyframe's picture."""
+
+    project: str  # uid
+    label_studio_id: int
+    version: str
+    image: str  # its address at Label Studio, or that of its near-duplicate; "" if it was never uploaded
 
 
 class Views:
@@ -44,8 +87,159 @@ class Views:
             .group_by(work.c.project),
         }
         numbers: dict[str, dict[str, int]] = {uid: {} for uid in uids}
-        with translated(), self._reader.connect() as connection:
+        with self._read() as connection:
             for name, query in queries.items():
                 for uid, number in connection.execute(query):
                     numbers[uid][name] = number
         return {uid: Summary(**found) for uid, found in numbers.items()}
+
+    def tiles(self, project: Project, ids: Sequence[int], grouped: Clustering | None) -> list[Tile]:
+        """These keyframes, in this order; those that are gone or another project's are left out.
+
+        `grouped`: the project's clustering, None before the first. 200 tiles take some 10 ms, whatever the project.
+        """
+        with self._read() as connection:
+            rows = _facts(connection, project.uid, ids)
+            groups = _groups(connection, project.uid, list(rows))
+            standing_for = {member: leader for leader, members in groups.items() for member in members}
+            agreed, disputed = _said(connection, project, standing_for)
+            guesses = _guesses(connection, standing_for)
+        leader_of = {keyframe: standing_for.get(keyframe, keyframe) for keyframe in rows}
+        numbers, similarity = _lookup(grouped, list(rows))
+        names: Mapping[int, str] = grouped.names if grouped is not None else {}
+        found = {}
+        for place, (keyframe, row) in enumerate(rows.items()):
+            leader, number = leader_of[keyframe], int(numbers[place])
+            said, guess = agreed.get(leader), guesses.get(leader)
+            if said is not None:
+                guess = ("labelled", ", ".join(said.categories), None, (), 0)
+            elif leader in disputed:
+                guess = ("disputed", "", None, (), 0)
+            state, category, score, nearest, run = guess or ("open", "", None, (), 0)
+            found[keyframe] = Tile(
+                keyframe,
+                project.label_studio_id,
+                row[1],
+                video_name(row[3]),
+                row[4],
+                row[2],
+                _version(row[5]),
+                number,
+                names.get(number) or cluster_name(number),
+                float(similarity[place]),
+                state,
+                category,
+                score,
+                said,
+                nearest,
+                run,
+            )
+        return [found[keyframe] for keyframe in ids if keyframe in found]
+
+    def sight(self, keyframe: int) -> Sight | None:
+        """Where a keyframe's picture may be had; None if there is no such keyframe."""
+        own = select(
+            projects.c.uid,
+            projects.c.label_studio_id,
+            keyframes.c.fingerprint,
+            keyframe_tasks.c.image,
+            keyframe_tasks.c.leader,
+        )
+        own = own.join(videos, videos.c.id == keyframes.c.video).join(projects, projects.c.uid == videos.c.project)
+        own = own.outerjoin(keyframe_tasks, keyframe_tasks.c.keyframe == keyframes.c.id)
+        with self._read() as connection:
+            row = connection.execute(own.where(keyframes.c.id == keyframe)).one_or_none()
+            if row is None:
+                return None
+            image = row[3]
+            if not image and row[4] not in (None, keyframe):
+                of_leader = select(keyframe_tasks.c.image).where(keyframe_tasks.c.keyframe == row[4])
+                image = connection.execute(of_leader).scalar_one_or_none()
+        return Sight(row[0], row[1], _version(row[2]), image or "")
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with translated(), self._reader.connect() as connection:
+            yield connection
+
+
+# --- steps ---
+
+_Guess = tuple[State, str, float | None, tuple[int, ...], int]  # …, category, score, nearest, run
+
+
+def _facts(
+    connection: Connection, project: str, ids: Sequence[int]
+) -> dict[int, tuple[int, int, float, str, int, int]]:
+    """(id, video, seconds, url, task, fingerprint) by keyframe."""
+    c, v = keyframes.c, videos.c
+    query = select(c.id, c.video, c.time_s, v.url, v.task, c.fingerprint).join(videos, v.id == c.video)
+    return {
+        row[0]: (row[0], row[1], row[2], row[3], row[4], row[5])
+        for some in portions(ids)
+        for row in connection.execute(query.where(c.id.in_(some), v.project == project))
+    }
+
+
+def _groups(connection: Connection, project: str, ids: Sequence[int]) -> dict[int, list[int]]:
+    """By leader, all near-duplicates of these keyframes."""
+    c = keyframe_tasks.c
+    groups: dict[int, list[int]] = {}
+    for some in portions(ids):
+        leaders = select(c.leader).where(c.keyframe.in_(some))
+        query = select(c.leader, c.keyframe).where(c.project == project, c.leader.in_(leaders))
+        for leader, keyframe in connection.execute(query):
+            groups.setdefault(leader, []).append(keyframe)
+    return groups
+
+
+def _said(
+    connection: Connection, project: Project, standing_for: Mapping[int, int]
+) -> tuple[dict[int, Said], set[int]]:
+    """What people say of these groups, by leader."""
+    try:
+        config = parse_label_config(project.label_config)
+    except LabelConfigError:
+        return {}, set()
+    c = labels.c
+    query = select(c.keyframe, c.category, c.source, c.task, c.annotation, c.person, c.at)
+    rows = [
+        LabelRow(*row)
+        for some in portions(list(standing_for))
+        for row in connection.execute(query.where(c.keyframe.in_(some)))
+    ]
+    return settle(rows, standing_for, categories_of(config), multiple=config.multiple)
+
+
+def _guesses(connection: Connection, standing_for: Mapping[int, int]) -> dict[int, _Guess]:
+    """What we think, by leader."""
+    c = propagated.c
+    found: dict[int, _Guess] = {}
+    query = select(c.keyframe, c.state, c.category, c.score, c.nearest, c.run).order_by(c.score.desc())
+    for some in portions(list(standing_for)):
+        for keyframe, state, category, score, nearest, run in connection.execute(query.where(c.keyframe.in_(some))):
+            leader = standing_for[keyframe]
+            if leader not in found:
+                near = tuple(int(text) for text in nearest.strip("[] ").split(",") if text.strip())
+                found[leader] = (state, category, score if category else None, near, run)
+            elif found[leader][0] == state == "proposed":  # several categories at once
+                first = found[leader]
+                found[leader] = (state, f"{first[1]}, {category}", score, first[3], run)
+    return found
+
+
+def _lookup(grouped: Clustering | None, ids: Sequence[int]) -> tuple[Sequence[int], Sequence[float]]:
+    """(cluster, similarity) of keyframes; -1 and 0 of those that were not there when it was made."""
+    if grouped is None or not len(grouped.keyframe_ids):
+        return [-1] * len(ids), [0.0] * len(ids)
+    wanted = np.asarray(ids, np.int64)
+    at = np.minimum(np.searchsorted(grouped.keyframe_ids, wanted), len(grouped.keyframe_ids) - 1)
+    known = grouped.keyframe_ids[at] == wanted
+    return (
+        np.where(known, grouped.clusters[at], -1).tolist(),
+        np.where(known, grouped.similarity[at], 0.0).tolist(),
+    )
+
+
+def _version(fingerprint: int) -> str:
+    return f"{fingerprint & 0xFFFFFFFFFFFFFFFF:016x}"

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from fractions import Fraction
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
@@ -27,6 +29,11 @@ from lookalike.records import Json, LabelConfig, Segment
 #: the label that marks a segment as a cluster that nobody has named yet. A label in another language is recognised by
 #: `alias="Cluster (unnamed)"`: that is the name which Label Studio stores.
 RESERVED_CATEGORY = "Cluster (unnamed)"
+
+#: what the version of each of our predictions begins with, whatever the embedder
+MODEL_FAMILY = "lookalike-"
+#: what we put into the data of people's own tasks begins with this
+OUR_FIELDS = "lookalike_"
 
 #: Label Studio's own default, used wherever the Video tag says nothing that JavaScript reads as a number
 DEFAULT_FRAME_RATE = Fraction(24)
@@ -179,6 +186,16 @@ def project_uid(project_id: int, created_at: str) -> str:
     return f"{project_id}.{seconds}"
 
 
+def video_name(url: str) -> str:
+    """What people call a video: the last part of its address, without the digits that Label Studio puts before it."""
+    parts = urlsplit(url)
+    path = parse_qs(parts.query).get("d", [parts.path])[0]
+    name = PurePosixPath(unquote(path)).name or url
+    head, dash, tail = name.partition("-")
+    upload = dash and len(head) == 8 and all(c in "0123456789abcdef" for c in head)
+    return tail if upload and tail else name
+
+
 # --- predictions ---
 
 
@@ -242,7 +259,7 @@ def choices_result(
 
 def model_version(embedder: str) -> str:
     """The version that all our predictions carry: one per installation, so that rows do not pile up per version."""
-    return "lookalike-" + re.sub(r"[^A-Za-z0-9._-]+", "-", embedder).strip("-")
+    return MODEL_FAMILY + re.sub(r"[^A-Za-z0-9._-]+", "-", embedder).strip("-")
 
 
 def prediction(result: Sequence[Json], score: float | None, model_version: str) -> Json:
@@ -303,10 +320,15 @@ def parse_task(task: Any) -> TaskRef:
     return TaskRef(
         id=_id(task.get("id"), "a task's id"),
         project_id=None if project is None else _id(project, "a task's project"),
-        data=_object(task.get("data"), "a task's data"),
+        data=data_of_others(_object(task.get("data"), "a task's data")),
         created_at=created_at,
         updated_at=updated_at,
     )
+
+
+def data_of_others(data: Mapping[str, Any]) -> Json:
+    """A task's data without what we have put there: else each change of ours would look like an edit by people."""
+    return {key: value for key, value in data.items() if not key.startswith(OUR_FIELDS)}
 
 
 def parse_predict(body: Any) -> PredictRequest:

@@ -1,0 +1,182 @@
+"""The pages: what people see, and that hostile names stay text."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from PIL import Image
+
+from backend import pages
+from backend.app import create_app
+from lookalike import wire
+from lookalike.records import split_keyframe_id
+from lookalike.settings import Settings
+from lookalike.store import Project
+from tests.gallery import Gallery, label_config, seed
+from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio
+
+PAGE = {"Accept": "text/html,*/*;q=0.8"}
+HOSTILE = '"><img src=x onerror=alert(1)>'
+
+
+@pytest.fixture
+def studio() -> Iterator[FakeStudio]:
+    with running_studio() as running:
+        yield running
+
+
+@pytest.fixture
+def app(studio: FakeStudio, tmp_path: Path) -> Iterator[Flask]:
+    settings = Settings(
+        data_dir=tmp_path,
+        redis_url=f"unix://{tmp_path}/nobody.sock",
+        label_studio_url=studio.url,
+        label_studio_token=TOKEN,
+    )
+    made = create_app(settings)
+    yield made
+    made.extensions["lookalike"].close()
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    signed = app.test_client()
+    signed.post("/login", data={"token": TOKEN}, headers=PAGE)
+    return signed
+
+
+def fill(app: Flask, studio: FakeStudio, number: int = 7, title: str = "Streets", **options: object) -> Gallery:
+    categories = options.get("categories", ("Car", "Bus", "Bicycle"))
+    config = label_config(categories)  # type: ignore[arg-type]
+    studio.add_project(number, config)
+    services = app.extensions["lookalike"]
+    project = Project(wire.project_uid(number, CREATED_AT), number, title, config)
+    return seed(services.store, services.settings, project, **options)  # type: ignore[arg-type]
+
+
+def addresses(html: str) -> list[str]:
+    """Of our own pages that a page links to."""
+    return sorted(set(re.findall(r'href="(/projects[^"#]*)"', html)))
+
+
+# --- what every page has ---
+
+
+def test_page__policy_lets_nothing_in_but_our_own_files(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio)
+    for path in ("/login", "/projects", "/projects/7", f"/projects/7/keyframes/{gallery.ids[0]}", "/projects/99"):
+        answer = client.get(path, headers=PAGE)
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["img-src"] == "'self'"
+        assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=|javascript:", answer.text), path
+        assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_page__hostile_names_are_text(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio, title=HOSTILE, names=[f"{HOSTILE}.mp4"] * 2, categories=(HOSTILE, "Car", "Bus"))
+    labelled = gallery.labelled[0]
+    seen, todo = set(), ["/projects", f"/projects/7/keyframes/{labelled}"]
+    while todo:
+        path = todo.pop()
+        seen.add(path)
+        answer = client.get(path.replace("&amp;", "&"), headers=PAGE)
+        if answer.mimetype == "text/html":
+            assert answer.status_code == 200, path
+            assert "<img src=x" not in answer.text, path
+            todo += [found for found in addresses(answer.text) if found not in seen and len(seen) + len(todo) < 40]
+    assert "&lt;img src=x" in client.get(f"/projects/7/keyframes/{labelled}", headers=PAGE).text
+
+
+def test_page__of_a_keyframe_of_another_project_is_not_there(
+    app: Flask, client: FlaskClient, studio: FakeStudio
+) -> None:
+    fill(app, studio)
+    other = fill(app, studio, number=8)
+    assert client.get(f"/projects/8/keyframes/{other.ids[0]}", headers=PAGE).status_code == 200
+    assert client.get(f"/projects/7/keyframes/{other.ids[0]}", headers=PAGE).status_code == 404
+
+
+def test_error__is_a_page_for_a_browser_and_json_for_a_program(client: FlaskClient) -> None:
+    page = client.get("/projects/99", headers=PAGE)
+    assert page.mimetype == "text/html"
+    assert "There is no project 99 here" in page.text
+    program = client.get("/projects/99")
+    assert program.get_json()["error"]["type"] == "NotFound"
+    assert client.get("/nowhere", headers=PAGE).mimetype == "text/html"
+
+
+def test_root__leads_a_browser_to_the_projects_and_tells_programs_that_we_live(client: FlaskClient) -> None:
+    assert client.get("/", headers=PAGE).location == "/projects"
+    assert client.get("/").get_json()["status"] == "UP"
+
+
+# --- pictures ---
+
+
+def test_thumbnail__is_small_kept_and_remembered_by_browsers(
+    app: Flask, client: FlaskClient, studio: FakeStudio
+) -> None:
+    gallery = fill(app, studio)
+    page = client.get(f"/projects/7/keyframes/{gallery.ids[0]}", headers=PAGE).text
+    address = re.search(r'src="(/thumbnails/[^"]+)"', page)
+    assert address
+    answer = client.get(address[1])
+    assert answer.mimetype == "image/jpeg"
+    assert Image.open(io.BytesIO(answer.data)).size == (320, 200)
+    assert answer.headers["Cache-Control"] == "private, max-age=31536000, immutable"
+    again = client.get(address[1], headers={"If-None-Match": answer.headers["ETag"]})
+    assert again.status_code == 304
+    large = client.get(f"/pictures/{gallery.ids[0]}.jpg")
+    assert Image.open(io.BytesIO(large.data)).size == (640, 400)
+    assert large.headers["Cache-Control"] == "private, no-cache"  # the address does not say which picture
+
+
+def test_thumbnail__follows_its_picture(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio)
+    before = client.get(f"/thumbnails/{gallery.ids[0]}.jpg").data
+    path = app.extensions["lookalike"].settings.picture_path(*split_keyframe_id(int(gallery.ids[0])))
+    Image.new("RGB", (100, 400), "white").save(path, "JPEG")
+    after = client.get(f"/thumbnails/{gallery.ids[0]}.jpg").data
+    assert before != after
+    assert Image.open(io.BytesIO(after)).size == (80, 320)
+
+
+def test_thumbnail__of_a_strangers_project_is_not_there(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio)
+    del studio.projects[7]
+    for path in (f"/thumbnails/{gallery.ids[0]}.jpg", f"/pictures/{gallery.ids[0]}.jpg"):
+        assert client.get(path).status_code == 404
+        assert app.test_client().get(path).status_code == 401
+    assert client.get("/thumbnails/12345678901.jpg").status_code == 404
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\xff\xd8\xff\xe0 cut off"])
+def test_thumbnail__of_a_broken_picture_is_a_grey_one(
+    app: Flask, client: FlaskClient, studio: FakeStudio, content: bytes
+) -> None:
+    gallery = fill(app, studio)
+    app.extensions["lookalike"].settings.picture_path(*split_keyframe_id(int(gallery.ids[0]))).write_bytes(content)
+    answer = client.get(f"/thumbnails/{gallery.ids[0]}.jpg")
+    assert (answer.status_code, answer.mimetype) == (200, "image/svg+xml")
+    assert "immutable" not in answer.headers["Cache-Control"]
+
+
+def test_thumbnail__of_a_picture_elsewhere_is_a_grey_one(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio, pictures=[], truth=[0, 1, 2])
+    assert client.get(f"/thumbnails/{gallery.ids[0]}.jpg").mimetype == "image/svg+xml"
+
+
+# --- how numbers look ---
+
+
+def test_numbers__as_people_write_them() -> None:
+    assert [pages.clock(s) for s in (0, 59.9, 61, 3723)] == ["0:00", "0:59", "1:01", "1:02:03"]
+    assert [pages.percent(p) for p in (0, 0.001, 0.5, 0.996, 1)] == ["0 %", "< 1 %", "50 %", "> 99 %", "100 %"]
+    assert pages.count(1234567) == "1\u202f234\u202f567"
