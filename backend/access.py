@@ -36,6 +36,7 @@ from lookalike.label_studio import LabelStudio
 from lookalike.settings import Settings
 from lookalike.sign_in import SESSION_S, SignIns
 from lookalike.store import Project
+from lookalike.views import Views
 
 #: who was shut out at Label Studio is shut out here this much later at most
 _BELIEVED_S = 60.0
@@ -69,6 +70,7 @@ class Access:
     def __init__(self, services: Services) -> None:
         self.settings = services.settings
         self.store = services.store
+        self.views = Views(services.store.engine)
         self.sign_ins = SignIns(services.settings.data_dir, services.store.engine)
         self.logins = encoded_logins(services.settings)
         self.cookie = f"lookalike-{services.settings.port}"  # cookies know hosts, not ports

@@ -10,14 +10,29 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, Response, abort, current_app, g, make_response, render_template, url_for
+from flask import (
+    Blueprint,
+    Response,
+    abort,
+    current_app,
+    flash,
+    g,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
 from backend import access, thumbnails
 from backend.contract import Services
+from lookalike import wire
+from lookalike.companion import ask as ask_for_companion
 from lookalike.store import Project
-from lookalike.views import Tile, Views
+from lookalike.undo import undo
+from lookalike.views import Tile
 
 #: the tabs of a project: key, name, endpoint; those whose pages are not served are left out
 _TABS = (
@@ -26,6 +41,18 @@ _TABS = (
     ("categories", "Categories", "sheets.categories"),
     ("map", "Map", "map.page"),
 )
+#: in the order in which a video goes through them
+_ORDER = (
+    *("queued", "starting", "fetching", "extracting", "embedding", "clustering", "delivering", "nothing to show yet"),
+    *("delivered", "failed"),
+)
+_SETTLED = ("delivered", "nothing to show yet", "failed")
+_BEFORE_EMBEDDED = ("queued", "starting", "fetching", "extracting", "embedding")
+_RUNNING = ("starting", "fetching", "extracting", "embedding", "delivering")
+#: rows that a page lists at most
+_FAILED, _BUSY, _RUNS, _PAGE = 50, 12, 8, 200
+#: the pace is that of the last minutes
+_PACE_S = 600.0
 
 
 def blueprint() -> Blueprint:
@@ -46,13 +73,69 @@ def blueprint() -> Blueprint:
     def projects() -> ResponseReturnValue:
         here = access.access()
         known = here.projects(access.person())
-        summaries = Views(here.store.engine).summaries([project.uid for project in known])
+        summaries = here.views.summaries([project.uid for project in known])
         found = [(project, summaries[project.uid]) for project in known]
         return render_template("projects.html", found=found, backend_url=services().settings.backend_url)
 
     @routes.get("/projects/<int:label_studio_id>")
     def project(label_studio_id: int) -> ResponseReturnValue:
-        return render_template("project.html", project=project_of(label_studio_id))
+        if (owner := _of_companion(label_studio_id)) is not None:
+            return redirect(url_for("pages.project", label_studio_id=owner))
+        of = project_of(label_studio_id)
+        return render_template("project.html", project=of, **_overview(of))
+
+    @routes.get("/projects/<int:label_studio_id>/overview")
+    def overview(label_studio_id: int) -> ResponseReturnValue:
+        """What changes by itself, as a fragment."""
+        of = project_of(label_studio_id)
+        return render_template("overview.html", project=of, **_overview(of))
+
+    @routes.get("/projects/<int:label_studio_id>/videos")
+    def videos(label_studio_id: int) -> ResponseReturnValue:
+        of, state = project_of(label_studio_id), request.args.get("state", "")
+        store, states = services().store, (state,) if state else ()
+        after = request.args.get("after", 0, type=int)
+        found = store.video_status(of.uid, _PAGE, states=states, after=after)
+        return render_template(
+            "videos.html",
+            project=of,
+            state=state,
+            counts=_counts(of.uid),
+            found=found,
+            after=found[-1].video if len(found) == _PAGE else 0,
+            video_name=wire.video_name,
+        )
+
+    @routes.post("/projects/<int:label_studio_id>/retry")
+    def retry(label_studio_id: int) -> ResponseReturnValue:
+        uid = access.require_project(label_studio_id)
+        rows = services().store.ledger.retry(uid, [int(row) for row in request.form.getlist("work") if row.isdecimal()])
+        services().kick()
+        flash(f"{rows} tried again" if rows else "Nothing has failed any more")
+        return _back(label_studio_id)
+
+    @routes.post("/projects/<int:label_studio_id>/companion")
+    def companion(label_studio_id: int) -> ResponseReturnValue:
+        access.require_project(label_studio_id)
+        access.studio()
+        ask_for_companion(services().store, label_studio_id)
+        services().kick()
+        flash("Asked for; the keyframes appear at Label Studio as soon as the workers come to it")
+        return _back(label_studio_id)
+
+    @routes.post("/projects/<int:label_studio_id>/runs/<int:run>/undo")
+    def undo_run(label_studio_id: int, run: int) -> ResponseReturnValue:
+        uid = access.require_project(label_studio_id)
+        access.studio()
+        known = services().store.labels.run(run)
+        if known is None or known.project != uid:
+            abort(404, f"there is no run {run} in this project")
+        undone = undo(services().store, run)
+        services().kick()
+        done = undone.withdrawn.total(), undone.restored.total(), undone.left
+        told = zip(done, ("proposals withdrawn", "proposed again", "left alone: changed since"), strict=True)
+        flash(", ".join(f"{number} {what}" for number, what in told if number) or "Nothing of it is left to undo")
+        return _back(label_studio_id)
 
     @routes.get("/projects/<int:label_studio_id>/keyframes/<int:keyframe>")
     def keyframe(label_studio_id: int, keyframe: int) -> ResponseReturnValue:
@@ -63,11 +146,71 @@ def blueprint() -> Blueprint:
         return render_template("keyframe.html", project=of, tile=found[0])
 
     thumbnails.add_routes(routes)
-    for function in (ago, clock, count, percent):
+    for function in (ago, clock, count, lasting, percent):
         routes.add_app_template_filter(function)
     for helper in (asset, thumbnail, picture):  # macros see these too
         routes.add_app_template_global(helper)
     return routes
+
+
+def _back(label_studio_id: int) -> ResponseReturnValue:
+    return redirect(url_for("pages.project", label_studio_id=label_studio_id), 303)
+
+
+def _of_companion(label_studio_id: int) -> int | None:
+    """The project of videos whose keyframes this one shows."""
+    owner = services().store.labels.owner_of(label_studio_id)
+    return int(owner.split(".")[0]) if owner is not None else None
+
+
+def _overview(project: Project) -> dict[str, Any]:
+    """What the project's page shows."""
+    here, store = access.access(), services().store
+    counts = dict(_counts(project.uid))
+    total, settled = sum(counts.values()), sum(counts.get(state, 0) for state in _SETTLED)
+    waiting = sum(counts.get(state, 0) for state in _BEFORE_EMBEDDED)
+    pace = here.views.pace(project.uid, _PACE_S) if waiting else 0.0
+    runs = here.views.runs(project.uid, _RUNS)
+    companion = store.labels.companion(project.uid)
+    return {
+        "counts": list(counts.items()),
+        "bars": _bars(counts, total),
+        "total": total,
+        "settled": settled,
+        "per_minute": pace * 60,
+        "left_s": waiting / pace if pace else 0.0,
+        "failed": store.video_status(project.uid, _FAILED, states=("failed",)) if counts.get("failed") else [],
+        "failures": counts.get("failed", 0),
+        "busy": store.video_status(project.uid, _BUSY, states=_RUNNING),
+        "troubles": store.ledger.troubles(project.uid),
+        "coverage": here.views.coverage(project.uid),
+        "promise": here.settings.promise,
+        "runs": runs,
+        "undone": {run.undoes for run in runs if run.undoes is not None},
+        "advice": next((run.advice for run in runs if run.advice), ""),
+        "companion": companion if companion and companion.uid else None,
+        "asked": bool(companion and companion.asked),
+        "video_name": wire.video_name,
+    }
+
+
+def _counts(uid: str) -> list[tuple[str, int]]:
+    """Videos by state, in the order of the states."""
+    return sorted(services().store.video_counts(uid).items(), key=lambda item: _place(item[0]))
+
+
+def _place(state: str) -> int:
+    return _ORDER.index(state) if state in _ORDER else len(_ORDER)
+
+
+def _bars(counts: dict[str, int], total: int) -> list[tuple[str, float, float]]:
+    """(state, start, width) of the progress bar's parts, in percent."""
+    bars, start = [], 0.0
+    for state in sorted(counts, key=lambda state: (state == "failed", -_place(state))):
+        width = 100 * counts[state] / total
+        bars.append((state, start, width))
+        start += width
+    return bars
 
 
 def project_of(label_studio_id: int) -> Project:
@@ -82,7 +225,7 @@ def tiles(project: Project, ids: Sequence[int]) -> list[Tile]:
     """These keyframes for the macro `tile`, in this order; those that are gone or another project's are left out."""
     here = services()
     found = here.store.clustering(project.uid, here.settings.embedder)
-    return Views(here.store.engine).tiles(project, ids, found[0] if found else None)
+    return access.access().views.tiles(project, ids, found[0] if found else None)
 
 
 def services() -> Services:
@@ -132,6 +275,14 @@ def clock(seconds: float) -> str:
 
 def count(number: int) -> str:
     return f"{number:,}".replace(",", "\u202f")
+
+
+def lasting(seconds: float) -> str:
+    """How long, roughly."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {name}"
+    return "a minute"
 
 
 def percent(share: float) -> str:

@@ -21,7 +21,7 @@ from lookalike.errors import LabelStudioError
 from lookalike.label_studio import LabelStudio
 from lookalike.records import split_keyframe_id
 from lookalike.settings import Settings
-from lookalike.views import Sight, Views
+from lookalike.views import Sight
 
 log = logging.getLogger("lookalike.backend")
 
@@ -83,7 +83,7 @@ def keep(path: Path, content: bytes) -> None:
 
 def _answer(keyframe: int, *, small: bool) -> ResponseReturnValue:
     here = access.access()
-    sight = Views(here.store.engine).sight(keyframe)
+    sight = here.views.sight(keyframe)
     if sight is None or here.uid(access.person(), sight.label_studio_id) != sight.project:
         abort(404, f"there is no keyframe {keyframe} here")
     try:

@@ -17,7 +17,7 @@ COMMANDS = {
     "serve": ("backend.serve", "Run the ML backend."),
     "status": ("lookalike.status", "Show what is queued, running, done and failed."),
     "keyframes": ("lookalike.companion", "Give a project of videos its project of keyframes to label."),
-    "undo": ("workers.undo", "Withdraw what one propagation did."),
+    "undo": ("lookalike.undo", "Withdraw what one propagation did."),
     "sign-in": ("lookalike.sign_in", "Print an address that signs you in to the pages, once."),
     "doctor": ("lookalike.doctor", "Say what is wrong with a connection, and how to mend it."),
     "prelabel": ("workers.prelabel", "Pre-label a folder of clips, or the tasks of a project."),

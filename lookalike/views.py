@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from lookalike.labels import LabelRow
 from lookalike.ledger import portions, reader, translated
 from lookalike.records import Clustering, cluster_name
 from lookalike.said import Said, categories_of, settle
-from lookalike.schema import keyframe_tasks, keyframes, labels, projects, propagated, videos, work
+from lookalike.schema import keyframe_tasks, keyframes, labels, outcomes, projects, propagated, runs, videos, work
 from lookalike.store import Project
 from lookalike.wire import parse_label_config, video_name
 
@@ -64,11 +66,40 @@ class Sight:
     image: str  # its address at Label Studio, or that of its near-duplicate; "" if it was never uploaded
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How far people's words and what follows from them reach, in keyframes, near-duplicates included."""
+
+    keyframes: int
+    labelled: int  # … by people
+    proposed: int  # expected to be right as often as promised
+    looked_at: int  # proposals that people have answered
+    confirmed: int  # … of these, with yes
+
+    @property
+    def share(self) -> float:
+        return (self.labelled + self.proposed) / self.keyframes if self.keyframes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run in a list."""
+
+    id: int
+    at: float
+    undoes: int | None
+    labels: int
+    advice: str
+    proposed: int  # keyframes that got a proposal
+    withdrawn: int  # keyframes that lost theirs
+
+
 class Views:
     """Verbs that only read. Each raises StoreError where the database does not answer."""
 
     def __init__(self, engine: Engine) -> None:
         self._reader = reader(engine)
+        self._changes: dict[int, tuple[int, int]] = {}  # (proposed, withdrawn) by run: runs never change
 
     def summaries(self, uids: Sequence[str]) -> dict[str, Summary]:
         """By project uid; some tens of them."""
@@ -92,6 +123,48 @@ class Views:
                 for uid, number in connection.execute(query):
                     numbers[uid][name] = number
         return {uid: Summary(**found) for uid, found in numbers.items()}
+
+    def coverage(self, uid: str) -> Coverage:
+        """40 ms for 10,000 keyframes."""
+        t, of = keyframe_tasks.c, keyframe_tasks.alias("of")
+        said = select(of.c.leader).join(labels, labels.c.keyframe == of.c.keyframe).where(labels.c.project == uid)
+        proposed = select(propagated.c.keyframe).where(propagated.c.project == uid, propagated.c.state == "proposed")
+        mine = select(func.count()).where(t.project == uid)
+        by_answer = select(outcomes.c.confirmed, func.count()).where(outcomes.c.project == uid)
+        every = select(func.count()).join_from(keyframes, videos, videos.c.id == keyframes.c.video)
+        with self._read() as connection:
+            answers = {row[0]: row[1] for row in connection.execute(by_answer.group_by(outcomes.c.confirmed))}
+            return Coverage(
+                connection.execute(every.where(videos.c.project == uid)).scalar_one(),
+                connection.execute(mine.where(t.leader.in_(said))).scalar_one(),
+                connection.execute(mine.where(t.leader.in_(proposed), t.leader.not_in(said))).scalar_one(),
+                sum(answers.values()),
+                answers.get(1, 0),
+            )
+
+    def runs(self, uid: str, limit: int) -> list[RunRow]:
+        """The last ones, the newest first; what they changed is counted once and remembered."""
+        c = runs.c
+        query = select(c.id, c.at, c.undoes, c.labels, c.advice).where(c.project == uid)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(c.id.desc()).limit(limit)).all()
+            new = [row[0] for row in rows if row[0] not in self._changes]
+            for run, text in connection.execute(select(c.id, c.changes).where(c.id.in_(new))):
+                changes = json.loads(text)
+                proposed = sum(1 for change in changes if change[2])
+                self._changes[run] = (proposed, len(changes) - proposed)
+        return [RunRow(*row, *self._changes[row[0]]) for row in rows]
+
+    def pace(self, uid: str, within_s: float) -> float:
+        """Videos worked on per second, over the last `within_s` seconds; 0 where none was, or only one."""
+        since = time.time() - within_s
+        c = work.c
+        query = select(func.count(), func.min(c.updated_at)).where(
+            c.project == uid, c.kind == "video", c.state == "done", c.updated_at > since
+        )
+        with self._read() as connection:
+            number, first = connection.execute(query).one()
+        return (number - 1) / max(1.0, time.time() - first) if number > 1 else 0.0
 
     def tiles(self, project: Project, ids: Sequence[int], grouped: Clustering | None) -> list[Tile]:
         """These keyframes, in this order; those that are gone or another project's are left out.

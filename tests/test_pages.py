@@ -15,10 +15,11 @@ from PIL import Image
 from backend import pages
 from backend.app import create_app
 from lookalike import wire
+from lookalike.labels import Companion
 from lookalike.records import split_keyframe_id
 from lookalike.settings import Settings
 from lookalike.store import Project
-from tests.gallery import Gallery, label_config, seed
+from tests.gallery import Gallery, claim, label_config, seed
 from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio
 
 PAGE = {"Accept": "text/html,*/*;q=0.8"}
@@ -115,6 +116,65 @@ def test_error__is_a_page_for_a_browser_and_json_for_a_program(client: FlaskClie
 def test_root__leads_a_browser_to_the_projects_and_tells_programs_that_we_live(client: FlaskClient) -> None:
     assert client.get("/", headers=PAGE).location == "/projects"
     assert client.get("/").get_json()["status"] == "UP"
+
+
+# --- a project's page ---
+
+
+def csrf(client: FlaskClient) -> dict[str, str]:
+    found = re.search(r'<meta name="csrf" content="([^"]+)">', client.get("/projects", headers=PAGE).text)
+    assert found
+    return {"csrf": found[1]}
+
+
+def test_project__tells_how_far_it_is_and_what_failed(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio)
+    store, uid = app.extensions["lookalike"].store, gallery.project.uid
+    store.add_videos(uid, [(500, "/data/upload/7/0123abcd-bridge.mkv", {}), (501, "/data/x/market.mp4", {})])
+    ids = {video.task: str(video.id) for video in store.videos(uid)}
+    store.ledger.fail(claim(store, "video", ids[500]), "bridge.mkv is no video; convert it")
+    store.ledger.renew(claim(store, "video", ids[501]), lease_s=60, stage="embedding")
+    for path in ("/projects/7", "/projects/7/overview"):
+        text = client.get(path, headers=PAGE).text
+        assert "bridge.mkv is no video; convert it" in text
+        assert "1 embedding" in text
+        assert re.search(r"<dd>60</dd>", text)
+        covered = 2 + len(gallery.run.changes)
+        assert f"{covered / 2:.1f} ×" in text
+    assert "market.mp4" in client.get("/projects/7/videos?state=embedding", headers=PAGE).text
+    assert "market.mp4" not in client.get("/projects/7/videos?state=failed", headers=PAGE).text
+    answer = client.post("/projects/7/retry", data=csrf(client), headers=PAGE)
+    assert answer.status_code == 303
+    assert store.video_counts(uid) == {"nothing to show yet": 2, "queued": 1, "embedding": 1}
+    assert "1 tried again" in client.get("/projects/7", headers=PAGE).text
+
+
+def test_project__runs_are_undone_from_the_page(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio)
+    store, uid = app.extensions["lookalike"].store, gallery.project.uid
+    before = len(store.labels.proposals(uid, "proposed"))
+    assert before
+    path = f"/projects/7/runs/{gallery.run.id}/undo"
+    assert client.post(path, headers=PAGE).status_code == 403
+    assert len(store.labels.proposals(uid, "proposed")) == before
+    client.post(path, data=csrf(client), headers=PAGE)
+    assert store.labels.proposals(uid, "proposed") == []
+    text = client.get("/projects/7", headers=PAGE).text
+    assert f"{before} proposals withdrawn" in text
+    assert f"Undid run {gallery.run.id}" in text
+    other = fill(app, studio, number=8)
+    assert client.post(f"/projects/7/runs/{other.run.id}/undo", data=csrf(client), headers=PAGE).status_code == 404
+
+
+def test_project__asks_for_its_companion_and_links_to_it(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    gallery = fill(app, studio)
+    store, uid = app.extensions["lookalike"].store, gallery.project.uid
+    assert "Make a project of its keyframes" in client.get("/projects/7", headers=PAGE).text
+    client.post("/projects/7/companion", data=csrf(client), headers=PAGE)
+    assert "on their way" in client.get("/projects/7", headers=PAGE).text
+    store.labels.put_companion(Companion(uid, "9.1", 9, "<View/>", {"next": 41}, True))
+    assert f"{studio.url}/projects/9/data?tab=41" in client.get("/projects/7", headers=PAGE).text
+    assert client.get("/projects/9", headers=PAGE).location == "/projects/7"
 
 
 # --- pictures ---

@@ -14,7 +14,7 @@ from lookalike.labels import LabelRow, Proposal
 from lookalike.records import keyframe_id
 from lookalike.schema import work
 from lookalike.store import Project, Store
-from workers.undo import undo
+from lookalike.undo import undo
 
 PROJECT = "7.2026"
 A, B, C = keyframe_id(1, 0), keyframe_id(1, 50), keyframe_id(1, 90)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from lookalike.errors import SetupError
-from lookalike.labels import Proposal, Run
+from lookalike.labels import Proposal, Run, find_run
 from lookalike.settings import Settings
 from lookalike.store import Store, open_store
 
@@ -49,9 +48,7 @@ def undo(store: Store, run_id: int) -> Undone:
     What is withdrawn is not proposed again by later runs, until the undoing is undone. Raises SetupError for a run that
     there never was.
     """
-    run = store.labels.run(run_id)
-    if run is None:
-        raise SetupError(f"there is no run {run_id}; 'lookalike status' shows the last ones")
+    run = find_run(store, run_id)
     now: dict[int, list[Proposal]] = {}
     for proposal in store.labels.proposals(run.project):
         now.setdefault(proposal.keyframe, []).append(proposal)

@@ -1,0 +1,160 @@
+// The page of a category: confirm or reject what is proposed, search on with examples, and find out how far it goes.
+"use strict";
+addEventListener("DOMContentLoaded", () => {
+  const root = document.getElementById("sheet");
+  const bar = document.querySelector(".actions");
+  const act = Lookalike.acting(bar);
+  const sheet = root.sheet;
+  const {base, name} = bar.dataset;
+  const mayLabel = bar.querySelector("[data-scope]");
+
+  async function label(category, ids) {
+    if (!ids.length) return Lookalike.say("Select some first; a selects all");
+    let back = null;
+    sheet.fade(ids);
+    const answer = await act.label(category, ids, () => back?.());
+    sheet.fade(ids, false);
+    if (!answer) return;
+    const said = [...answer.done, ...answer.skipped];
+    if (category === name) back = act.mark(root, said, category);
+    else sheet.remove(said);
+    sheet.choose(answer.failed.map((one) => one.keyframe));
+  }
+
+  async function tiles(ids) {
+    const answer = await fetch(`${base}/tiles?ids=${ids.join(",")}`, {headers: {Accept: "text/html"}});
+    return answer.ok ? answer.text() : "";
+  }
+
+  // Rounds: what is most like the examples, with what was liked and unliked here.
+  const liked = new Set();
+  const unliked = new Set();
+  async function round(ids, mine, others) {
+    if (!ids.length) return;
+    for (const id of ids) {
+      mine.add(id);
+      others.delete(id);
+    }
+    const found = await Lookalike.post(`${base}/ranking`, {category: name, like: [...liked], unlike: [...unliked], top: 120}).catch(() => null);
+    if (!found) return;
+    sheet.set(await tiles(found.keyframes));
+    document.getElementById("nothing")?.remove();
+    const place = document.getElementById("round");
+    place.hidden = false;
+    place.querySelector("[data-round]").textContent = `Most like ${name}, with ${liked.size} more example${liked.size === 1 ? "" : "s"}, away from ${unliked.size}`;
+    Lookalike.say(`${found.keyframes.length} found`);
+  }
+
+  // How far does it go? By bisection: a sheet from the middle of what is open, yes or no, about log2(n) times.
+  const panel = document.getElementById("reach");
+  const at = (part) => panel.querySelector(`[data-reach="${part}"]`);
+  const slider = panel.querySelector("input");
+  const SHEET = 12;
+  let ranked = [];
+  let [low, high] = [0, 0]; // so many are right for sure; from here on they are not
+  let asked = 0;
+  let place = 0;
+
+  async function show(middle) {
+    place = Math.max(0, Math.min(middle - SHEET / 2, ranked.length - SHEET));
+    at("sheet").innerHTML = await tiles(ranked.slice(place, place + SHEET)); // our own server's template
+    for (const tile of at("sheet").querySelectorAll("[role]")) {
+      tile.removeAttribute("role");
+      tile.removeAttribute("aria-selected");
+    }
+  }
+
+  async function next() {
+    const over = high - low <= SHEET / 2;
+    for (const part of ["yes", "no"]) at(part).hidden = over;
+    at("label").hidden = !over || !low || !mayLabel;
+    slider.value = over ? low : (low + high) >> 1;
+    if (over) return end(low);
+    const left = Math.max(1, Math.ceil(Math.log2((high - low) / (SHEET / 2))));
+    at("question").textContent = `Are all of these ${name}? Question ${asked + 1}, about ${left} to go.`;
+    await show((low + high) >> 1);
+    at("yes").focus();
+  }
+
+  async function end(count) {
+    low = high = count;
+    at("label").textContent = `Label ${count} as ${name}`;
+    at("label").hidden = !count || !mayLabel;
+    at("question").textContent = count
+      ? `The ${count} most alike are ${name}; these are the last of them. Move the slider to change that.`
+      : `Even the most alike are not ${name}.`;
+    await show(count - SHEET / 2);
+    if (count) at("label").focus();
+  }
+
+  async function answer(yes) {
+    if (panel.hidden || at("yes").hidden) return;
+    asked += 1;
+    if (yes) low = Math.min(place + SHEET, ranked.length);
+    else high = place;
+    if (high < low) high = low;
+    await next();
+  }
+
+  async function reach() {
+    const found = await Lookalike.post(`${base}/ranking`, {category: name, like: [], unlike: [], top: 1000}).catch(() => null);
+    if (!found) return;
+    ranked = found.keyframes;
+    [low, high, asked] = [0, ranked.length, 0];
+    slider.max = ranked.length;
+    panel.hidden = false;
+    panel.scrollIntoView({block: "nearest"});
+    if (ranked.length) await next();
+    else at("question").textContent = "Nothing is left that nobody has labelled.";
+  }
+
+  slider.addEventListener("change", () => {
+    for (const part of ["yes", "no"]) at(part).hidden = true;
+    end(Number(slider.value));
+  });
+  panel.addEventListener("click", async ({target}) => {
+    const part = target.closest("button")?.dataset.reach;
+    if (part === "yes" || part === "no") answer(part === "yes");
+    else if (part === "close") panel.hidden = true;
+    else if (part === "label") {
+      const done = await act.label(name, ranked.slice(0, low));
+      if (done && !done.failed.length) act.later(`${done.done.length} labelled ${name}`);
+    }
+  });
+  panel.addEventListener("keydown", (event) => {
+    if (event.key !== "y" && event.key !== "n") return;
+    event.preventDefault();
+    answer(event.key === "y");
+  });
+
+  const does = {
+    confirm: (ids) => label(name, ids),
+    async reject(ids) {
+      const found = ids.length ? await act.reject(ids, name) : null;
+      if (found?.edit) sheet.remove(ids);
+    },
+    all: () => sheet.choose(sheet.ids),
+    more: (ids) => round(ids, liked, unliked),
+    less: (ids) => round(ids, unliked, liked),
+    reach,
+  };
+  const keys = {c: "confirm", r: "reject", Delete: "reject", l: "more", k: "less", h: "reach"};
+  const run = (what) => bar.querySelector(`[data-do="${what}"]`) && does[what](sheet.chosen);
+  root.addEventListener("sheet:digit", ({detail}) => { if (mayLabel) label(detail.category, detail.ids); });
+  root.addEventListener("sheet:undo", act.undo);
+  root.addEventListener("sheet:key", (event) => {
+    if (!(event.detail.key in keys)) return;
+    event.preventDefault();
+    run(keys[event.detail.key]);
+  });
+  bar.addEventListener("click", ({target}) => {
+    const button = target.closest("button");
+    if (button?.dataset.category) label(button.dataset.category, sheet.chosen);
+    else if (button?.dataset.do) run(button.dataset.do);
+  });
+  bar.addEventListener("change", ({target}) => {
+    if (!target.matches("[data-categories]") || !target.value) return;
+    label(target.value, sheet.chosen);
+    target.value = "";
+  });
+});
