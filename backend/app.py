@@ -16,7 +16,7 @@ from flask import Flask, Response, g, jsonify, redirect, request, url_for
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
-from backend import access, contract, pages
+from backend import access, api, contract, pages, sheets
 from backend.metrics import Metrics
 from lookalike.errors import (
     LabelConfigError,
@@ -143,7 +143,9 @@ def create_app(settings: Settings) -> Flask:
 
     app.register_blueprint(contract.blueprint(services, metrics))
     app.register_blueprint(access.blueprint())
+    app.register_blueprint(api.blueprint())
     app.register_blueprint(pages.blueprint())
+    app.register_blueprint(sheets.blueprint())
     return app
 
 

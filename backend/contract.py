@@ -27,9 +27,13 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
+from backend import searches
 from backend.metrics import Metrics
 from lookalike import wire
 from lookalike.errors import LabelConfigError, LookalikeError, QueueError, RequestError, StoreError
+from lookalike.finder import Finder
+from lookalike.ledger import portions
+from lookalike.logs import about, trace_id
 from lookalike.queue import Queue, redis_url
 from lookalike.records import Json, LabelConfig
 from lookalike.settings import Settings
@@ -79,6 +83,9 @@ class Services:
     _overload: tuple[float, str] = (-math.inf, "")  # when we looked, and what was said
     _waiting: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_MAX_WAITING))
 
+    def __post_init__(self) -> None:
+        self.finder = Finder(self.store, self.settings)
+
     @property
     def model_version(self) -> str:
         return wire.model_version(self.settings.embedder)
@@ -116,6 +123,7 @@ class Services:
         return said
 
     def close(self) -> None:
+        self.finder.close()
         self.queue.close()
         self.store.close()
 
@@ -209,14 +217,14 @@ def predict(services: Services, body: Any) -> Json:
 
 
 def answer_interactively(
-    services: Services, _asked: PredictRequest, tasks: Sequence[TaskRef | None]
+    services: Services, asked: PredictRequest, tasks: Sequence[TaskRef | None]
 ) -> list[Json | list[Json]]:
-    """What to suggest for what a person has just drawn (`params.context`), per task: no regions.
+    """What to suggest for what a person has just drawn (`params.context`), per task.
 
     Label Studio draws the first one's regions in the same task and saves nothing, so that unlike elsewhere an empty
     prediction does no harm, and is what the editor can read.
     """
-    return [wire.prediction([], None, services.model_version) for _ in tasks]
+    return searches.suggest(services, asked, tasks)
 
 
 def webhook(services: Services, body: Any) -> tuple[Json, int]:
@@ -243,6 +251,7 @@ def webhook(services: Services, body: Any) -> tuple[Json, int]:
     with services.turn:
         result = answer(services, uid, event)
     services.kick()
+    _tell(event, uid)
     return {"result": result, "status": "ok"}, 201
 
 
@@ -308,6 +317,18 @@ def _json_body() -> Any:
         raise RequestError("the body is nested too deeply; send what Label Studio sends") from None
     except ValueError as error:
         raise RequestError(f"the body is no JSON: {error}") from None
+
+
+def _tell(event: WebhookEvent, uid: str) -> None:
+    """A line that has the trace id of each task, by which its jobs are found in the workers' logs."""
+    for some in portions(event.task_ids, 100):
+        facts: dict[str, object] = {"project": uid, "action": event.action}
+        if len(some) == 1:
+            facts |= {"task": some[0], "trace_id": trace_id(uid, some[0])}
+        else:
+            facts |= {"tasks": some, "trace_ids": [trace_id(uid, task) for task in some]}
+        with about(**facts):
+            log.info("webhook")
 
 
 # --- the events ---

@@ -11,7 +11,9 @@ is due again when it finishes.
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,17 +25,24 @@ from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, Programming
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 
 from lookalike.errors import StoreError
-from lookalike.schema import work
+from lookalike.schema import durations, endings, projects, work
 
-Kind = Literal["video", "cluster", "deliver", "sync", "companion", "propagate"]
+Kind = Literal["video", "embed", "cluster", "deliver", "sync", "companion", "propagate", "question", "similar", "map"]
 #: kinds that burn CPU or GPU for long; all others are short and share a queue of their own
-SLOW: tuple[Kind, ...] = ("video",)
-KINDS: tuple[Kind, ...] = ("video", "cluster", "deliver", "sync", "companion", "propagate")
+SLOW: tuple[Kind, ...] = ("video", "embed", "map")
+KINDS: tuple[Kind, ...] = (
+    *("question", "video", "embed", "cluster", "deliver", "sync", "companion", "propagate", "similar", "map"),
+)
+
+#: what becomes of a job; "died": its worker did
+Outcome = Literal["done", "later", "failed", "stumbled", "dropped", "died"]
 
 #: states of work that is not settled
 _OPEN = ("due", "running")
 _RETRY_FIRST_S = 1.0
-_RETRY_MOST_S = 60.0
+_RETRY_MOST_S = 300.0
+#: upper bounds of the histogram's buckets, in seconds
+_BUCKETS_S = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, math.inf)
 
 
 class ClaimLost(StoreError):
@@ -109,6 +118,7 @@ class Ledger:
                 "next_at": now + delay_s,
                 "created_at": now,
                 "updated_at": now,
+                "asked_at": now + delay_s,
             }
             for subject, project in sorted(subjects)  # in the same order everywhere: PostgreSQL locks row by row
         ]
@@ -128,6 +138,7 @@ class Ledger:
                     "tries": case((settled, 0), else_=work.c.tries),
                     "error": case((settled, ""), else_=work.c.error),
                     "updated_at": now,
+                    "asked_at": case((settled, now + delay_s), else_=work.c.asked_at),
                 },
             )
         else:
@@ -142,7 +153,8 @@ class Ledger:
         if ids:
             condition = and_(condition, work.c.id.in_(ids))
         now = time.time()
-        values = {"state": "due", "crashes": 0, "tries": 0, "next_at": now, "updated_at": now, "error": ""}
+        values = {"state": "due", "crashes": 0, "tries": 0, "error": ""}
+        values |= {"next_at": now, "updated_at": now, "asked_at": now}
         with self._begin() as connection:
             return connection.execute(update(work).where(condition).values(values)).rowcount
 
@@ -198,6 +210,7 @@ class Ledger:
         Raises ClaimLost, with nothing written, where it does not.
         """
         with self._begin() as connection:
+            in_turn(connection, claim.project)
             self.finish(claim, connection)
             yield connection
 
@@ -206,23 +219,28 @@ class Ledger:
         if connection is None:
             with self._begin() as connection:
                 return self.finish(claim, connection)
+        asked_again = work.c.wanted > claim.asking
         values = {
-            "state": case((work.c.wanted > claim.asking, "due"), else_="done"),
+            "state": case((asked_again, "due"), else_="done"),
             "done": claim.asking,
+            "asked_at": case((asked_again, time.time()), else_=work.c.asked_at),
             **self._orderly(),
         }
         if connection.execute(self._mine(claim).values(values)).rowcount != 1:
             raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
 
-    def later(self, claim: Claim, reason: str, delay_s: float | None = None) -> None:
-        """Not now: try again after `delay_s`, by default after twice the last wait, up to a minute."""
+    def later(self, claim: Claim, reason: str, delay_s: float | None = None, *, counts: bool = True) -> None:
+        """Not now: try again after `delay_s`, by default after twice the last wait, up to five minutes.
+
+        It counts as a try unless `counts` is false: where it says nothing about this piece of work.
+        """
         if delay_s is None:
-            delay_s = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2**claim.tries)
+            delay_s = min(_RETRY_MOST_S, _RETRY_FIRST_S * 2 ** min(claim.tries, 20))
         values = {
             **self._orderly(),
             "state": "due",
             "error": reason,
-            "tries": claim.tries + 1,
+            "tries": claim.tries + counts,
             "next_at": time.time() + delay_s,
         }
         with self._begin() as connection:
@@ -241,12 +259,30 @@ class Ledger:
             connection.execute(self._mine(claim).values({**self._orderly(), "state": "failed", "error": reason}))
 
     def release(self, worker: str | None = None) -> int:
-        """Give back at once what a dead worker held; without a name, what all did."""
+        """Give back at once what a dead worker held; without a name, what all did. How many rows."""
         condition = work.c.state == "running"
         if worker is not None:
             condition = and_(condition, work.c.worker == worker)
+        statement = update(work).where(condition).values(next_at=time.time()).returning(work.c.kind)
         with self._begin() as connection:
-            return connection.execute(update(work).where(condition).values(next_at=time.time())).rowcount
+            released = Counter(connection.execute(statement).scalars())
+            for kind in sorted(released):
+                self._count(connection, kind, "died", "", released[kind])
+        return released.total()
+
+    def tally(self, kind: Kind, outcome: Outcome, reason: str, stages: Sequence[tuple[str, float]]) -> None:
+        """Count how a job ended, why (an error's class), and how many seconds each stage of it took."""
+        with self._begin() as connection:
+            self._count(connection, kind, outcome, reason, 1)
+            # in the same order everywhere, as in `want`
+            for stage, seconds in sorted(stages):
+                bound = next(bound for bound in _BUCKETS_S if seconds <= bound)
+                row = {"kind": kind, "stage": stage, "at_most_s": bound, "count": 1, "seconds": seconds}
+                statement = insert(connection, durations).values(row)
+                more = {"count": durations.c.count + 1, "seconds": durations.c.seconds + seconds}
+                connection.execute(
+                    statement.on_conflict_do_update(index_elements=["kind", "stage", "at_most_s"], set_=more)
+                )
 
     # looking
 
@@ -280,6 +316,31 @@ class Ledger:
         with self._read() as connection:
             return {(kind, state): n for kind, state, n in connection.execute(query)}
 
+    def waits(self) -> dict[str, float]:
+        """How long the oldest row of each kind that is not settled has been asked for, in seconds."""
+        since = case((work.c.asked_at > 0, work.c.asked_at), else_=work.c.updated_at)
+        query = select(work.c.kind, func.min(since)).where(work.c.state.in_(_OPEN)).group_by(work.c.kind)
+        now = time.time()
+        with self._read() as connection:
+            return {kind: max(0.0, now - asked_at) for kind, asked_at in connection.execute(query)}
+
+    def endings(self) -> dict[tuple[str, str, str], int]:
+        """Jobs that ended, by (kind, outcome, reason)."""
+        c = endings.c
+        with self._read() as connection:
+            return {tuple(row[:3]): row[3] for row in connection.execute(select(c.kind, c.outcome, c.reason, c.count))}
+
+    def durations(self) -> dict[tuple[str, str], list[tuple[float, int, float]]]:
+        """By (kind, stage): (upper bound in seconds, jobs in the bucket, their seconds), every bucket, ascending."""
+        found: dict[tuple[str, str], dict[float, tuple[int, float]]] = {}
+        c = durations.c
+        with self._read() as connection:
+            for kind, stage, bound, count, seconds in connection.execute(
+                select(c.kind, c.stage, c.at_most_s, c.count, c.seconds)
+            ):
+                found.setdefault((kind, stage), {})[bound] = (count, seconds)
+        return {key: [(bound, *buckets.get(bound, (0, 0.0))) for bound in _BUCKETS_S] for key, buckets in found.items()}
+
     def unfinished(self, kind: Kind, project: str) -> int:
         """Rows of a project that are running, or due and not put off: what will be there soon."""
         soon = or_(work.c.state == "running", and_(work.c.state == "due", work.c.tries == 0))
@@ -301,6 +362,13 @@ class Ledger:
             yield connection
 
     @staticmethod
+    def _count(connection: Connection, kind: str, outcome: Outcome, reason: str, number: int) -> None:
+        row = {"kind": kind, "outcome": outcome, "reason": reason, "count": number}
+        statement = insert(connection, endings).values(row)
+        more = {"count": endings.c.count + number}
+        connection.execute(statement.on_conflict_do_update(index_elements=["kind", "outcome", "reason"], set_=more))
+
+    @staticmethod
     def _mine(claim: Claim) -> Any:
         return update(work).where(work.c.id == claim.id, work.c.fence == claim.fence, work.c.state == "running")
 
@@ -316,6 +384,16 @@ class Ledger:
             "next_at": now,
             "updated_at": now,
         }
+
+
+def in_turn(connection: Connection, project: str) -> None:
+    """Let transactions that write several rows of a project go one after the other: each begins with this.
+
+    PostgreSQL locks row by row, in whatever order they are written, and would let two wait for each other.
+    """
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time anyway
+        query = select(projects.c.uid).where(projects.c.uid == project)
+        connection.execute(query.with_for_update(key_share=True))  # rows that refer to the project may still come in
 
 
 def insert(connection: Connection, table: Any) -> Any:

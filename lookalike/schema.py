@@ -259,7 +259,7 @@ edits = Table(  # what a person did to clusters, labels and proposals, each to b
     metadata,
     Column("id", _Id, primary_key=True),
     Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
-    Column("kind", Text, nullable=False),  # name, junk, keep, exclude, split, merge, label, reject
+    Column("kind", Text, nullable=False),  # name, junk, keep, exclude, split, merge, label, reject, propose
     Column("text", Text, nullable=False),  # the name or the category
     Column("number", Integer),  # of the cluster that a split made
     Column("person", Text, nullable=False),
@@ -335,4 +335,21 @@ similar_tabs = Table(  # "Similar to …": tabs of the Data Manager, made when s
     Column("tab", Integer, nullable=False),  # 0 before there is one
     Column("asked", Text, nullable=False),  # JSON: how many, from which similarity on
     Column("shown", Text, nullable=False),  # JSON: similarity by task
+)
+
+models = Table(  # what each embedder gives for one and the same picture: whether it is still the one that it was
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("probe", LargeBinary, nullable=False),  # (d,) float32
+)
+
+maps = Table(  # where a project's keyframes lie on its map: lookalike.maps.Map
+    "maps",
+    metadata,
+    Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("keyframe_ids", LargeBinary, nullable=False),  # (n,) int64, ascending
+    Column("places", LargeBinary, nullable=False),  # (n, 2) float32
+    Column("fitted", Integer, nullable=False),  # keyframes there were when all of it was drawn
 )

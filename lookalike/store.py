@@ -28,9 +28,13 @@ from lookalike.grouping import Fit, Proposal, Tree
 from lookalike.labels import Labels
 from lookalike.ledger import Claim, Kind, Ledger, in_turn, insert, portions, reader
 from lookalike.ledger import translated as translated
+from lookalike.maps import Maps
 from lookalike.questions import Questions
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
-from lookalike.schema import clusterings, fits, keyframes, predictions, projects, vectors, videos, work
+from lookalike.schema import clusterings, fits, keyframes, models, predictions, projects, vectors, videos, work
+
+#: least cosine between what a model gives for one picture at two times, in whatever precision
+_SAME_MODEL = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,7 @@ class Store:
         self.labels = Labels(engine)
         self.questions = Questions(engine)
         self.edits = edits.Edits(engine)
+        self.maps = Maps(engine)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -263,16 +268,8 @@ class Store:
                         for keyframe, fingerprint in zip(extraction.keyframes, extraction.fingerprints, strict=True)
                     ],
                 )
-            if embeddings is not None and len(embeddings.vectors):
-                connection.execute(
-                    insert(connection, vectors).values(
-                        video=video,
-                        model=embeddings.model,
-                        dim=embeddings.vectors.shape[1],
-                        keyframe_ids=_pack(embeddings.keyframe_ids, np.int64),
-                        matrix=_pack(embeddings.vectors, np.float16),
-                    )
-                )
+            if embeddings is not None:
+                self._insert_vectors(connection, video, embeddings)
             self.ledger.want(connection, "cluster", [(claim.project, claim.project)])
 
     def keyframes(self, video_ids: Sequence[int]) -> dict[int, list[Keyframe]]:
@@ -308,6 +305,69 @@ class Store:
             at += len(part)
         return Embeddings(ids, matrix, model)
 
+    # models
+
+    def serving(self, project: str, wanted: str) -> str:
+        """The model whose clusters a project shows: `wanted`, or until all is embedded by that the one before."""
+        query = select(clusterings.c.model).where(clusterings.c.project == project).order_by(clusterings.c.model)
+        with translated(), self._reader.connect() as connection:
+            found = connection.execute(query).scalars().all()
+        return wanted if wanted in found or not found else found[0]
+
+    def unembedded(self, project: str, model: str) -> list[int]:
+        """Videos with keyframes but no vectors by a model, ascending; without those that failed: they get none."""
+        failed = select(work.c.id).where(
+            work.c.kind == "video", work.c.subject == cast(videos.c.id, Text), work.c.state == "failed"
+        )
+        query = select(videos.c.id).where(
+            videos.c.project == project,
+            select(keyframes.c.id).where(keyframes.c.video == videos.c.id).exists(),
+            ~select(vectors.c.video).where(vectors.c.video == videos.c.id, vectors.c.model == model).exists(),
+            ~failed.exists(),
+        )
+        with translated(), self._reader.connect() as connection:
+            return list(connection.execute(query.order_by(videos.c.id)).scalars())
+
+    def put_vectors(self, claim: Claim, video: int, embeddings: Embeddings) -> None:
+        """Add one model's vectors of a video to those that there are, within a claim on its project's `embed`.
+
+        Left out where the video's keyframes have become others meanwhile. Raises ClaimLost as `put_extraction` does.
+        """
+        with self.labels.running(claim) as connection:
+            known = connection.execute(select(keyframes.c.id).where(keyframes.c.video == video)).scalars().all()
+            if sorted(known) != sorted(embeddings.keyframe_ids.tolist()):
+                return
+            connection.execute(delete(vectors).where(vectors.c.video == video, vectors.c.model == embeddings.model))
+            self._insert_vectors(connection, video, embeddings)
+
+    def want_videos(self, project: str, video_ids: Sequence[int]) -> None:
+        """Ask for videos to be worked on once more, from the start."""
+        with translated(), self.engine.begin() as connection:
+            self.ledger.want(connection, "video", [(str(video), project) for video in video_ids])
+
+    def is_same_model(self, name: str, probe: NDArray[np.float32]) -> bool:
+        """Whether a model still gives what it gave, (d,), when it was first met, but for rounding; keeps that then."""
+        with translated(), self.engine.begin() as connection:
+            new = insert(connection, models).values(name=name, probe=_pack(probe, np.float32))
+            connection.execute(new.on_conflict_do_nothing(index_elements=["name"]))
+            packed = connection.execute(select(models.c.probe).where(models.c.name == name)).scalar_one()
+        before = _unpack(packed, np.float32)
+        lengths = float(np.linalg.norm(before) * np.linalg.norm(probe))
+        return before.shape == probe.shape and float(before @ probe) >= _SAME_MODEL * lengths
+
+    @staticmethod
+    def _insert_vectors(connection: Connection, video: int, embeddings: Embeddings) -> None:
+        if len(embeddings.vectors):
+            connection.execute(
+                insert(connection, vectors).values(
+                    video=video,
+                    model=embeddings.model,
+                    dim=embeddings.vectors.shape[1],
+                    keyframe_ids=_pack(embeddings.keyframe_ids, np.int64),
+                    matrix=_pack(embeddings.vectors, np.float16),
+                )
+            )
+
     # clusters
 
     def put_clustering(
@@ -318,8 +378,12 @@ class Store:
         fitted: int,
         bodies: Mapping[int, Json],
         fit: Fit | None = None,
+        *,
+        alone: bool = False,
     ) -> int:
         """Keep a project's clustering with the predictions that follow from it, and end the work that made it.
+
+        `alone`: vectors and clusterings of all other models go.
 
         `fit`: what a full fit leaves behind; None where new keyframes only joined, and what there is stays.
 
@@ -334,6 +398,12 @@ class Store:
             "similarity": _pack(clustering.similarity[order], np.float32),
         }
         with translated(), self.ledger.finishing(claim) as connection:
+            if alone:
+                own = select(videos.c.id).where(videos.c.project == claim.project)
+                connection.execute(delete(vectors).where(vectors.c.video.in_(own), vectors.c.model != model))
+                for table in (clusterings, fits):
+                    others = and_(table.c.project == claim.project, table.c.model != model)
+                    connection.execute(delete(table).where(others))
             statement = insert(connection, clusterings).values(project=claim.project, model=model, **values)
             connection.execute(statement.on_conflict_do_update(index_elements=["project", "model"], set_=values))
             if fit is not None:

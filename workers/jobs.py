@@ -2,10 +2,14 @@
 
     sync      read a project's tasks from Label Studio, so that a lost webhook is found
     video     fetch → keyframes → embeddings, kept in one transaction
+    embed     a project's keyframes once more, from their pictures, after another model was chosen
     cluster   group all keyframes of a project, cut every timeline into segments
     deliver   make Label Studio hold exactly the prediction that the ledger holds
     companion give people the keyframes as tasks of a project of their own
     propagate read what people have labelled, guess what looks alike, show it on keyframes and timelines
+    question  make the vector of a picture, a region or words that people search by
+    similar   keep the tabs "Similar to …" that people asked for
+    map       lay a project's keyframes out in two dimensions
 
 Each job is a name and the id of a row of work. It claims the row, does its work, and keeps its results only if the
 claim still holds. Every job may run twice.
@@ -14,6 +18,7 @@ claim still holds. Every job may run twice.
 from __future__ import annotations
 
 import base64
+import contextvars
 import functools
 import logging
 import shutil
@@ -25,37 +30,45 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lookalike import wire
+from lookalike import edits, wire
 from lookalike.errors import (
+    EmbedderError,
     LabelConfigError,
     LabelStudioError,
     LabelStudioNotFound,
     LookalikeError,
     MediaError,
-    MediaUnreachable,
+    MediaHeldUp,
     QueueError,
     SettingsError,
+    SetupError,
+    StoreError,
 )
+from lookalike.finder import Finder
+from lookalike.grouping import Fit, Tree
 from lookalike.label_studio import LabelStudio
-from lookalike.ledger import Claim, ClaimLost
+from lookalike.labels import Run
+from lookalike.ledger import Claim, ClaimLost, Outcome
+from lookalike.logs import about, trace_id
+from lookalike.maps import Map
 from lookalike.queue import Queue, redis_url
 from lookalike.records import (
     Clustering,
     Embeddings,
     Extraction,
     Json,
-    Keyframe,
     LabelConfig,
     Media,
     split_keyframe_id,
 )
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, StoredVideo, open_store
-from workers import clustering, keyframes, loop, media, stills, timeline
+from workers import answers, clustering, display, keyframes, loop, media, readings, similar_tab, stills, timeline
+from workers.inputs import Origin, embed_keyframes
+from workers.map import components, draw
 
 if TYPE_CHECKING:
     from workers.embedders import Embedder
@@ -63,18 +76,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lookalike.jobs")
 
-#: pictures in memory at a time while a video is embedded
-_PICTURES = 64
 #: a project is clustered afresh when it has grown by this factor; in between, new keyframes join what is there
 _REFIT_GROWTH = 1.5
 _REFIT_GROWTH_AT_REST = 1.1
+#: for so long at a time a project is embedded again; then videos that have come in get their turn
+_EMBED_S = 20.0
+#: how often it is looked whether Label Studio is back, or room on the disk
+_OUTAGE_S = 5.0
 #: the places in "label these next" follow when nobody waits for their lookalikes any more
 _PLACES_AFTER_S = 3.0
+#: 50,000 keyframes take 100 s of one core and 1 GB
+_MAP_WITHIN_S = 2 * 3600.0
+_MAP_MEMORY_MB = 6000.0
 
 
 def video(work_id: int) -> None:
     """Fetch a video, find its keyframes, embed them."""
     _run(work_id, _video)
+
+
+def embed(work_id: int) -> None:
+    """Embed a project's keyframes by the model that is chosen now."""
+    _run(work_id, _embed)
 
 
 def cluster(work_id: int) -> None:
@@ -102,6 +125,21 @@ def propagate(work_id: int) -> None:
     _run(work_id, _propagate)
 
 
+def question(work_id: int) -> None:
+    """Answer what somebody searches by."""
+    _run(work_id, _question)
+
+
+def similar(work_id: int) -> None:
+    """Make or keep a project's tabs "Similar to …"."""
+    _run(work_id, _similar)
+
+
+def map(work_id: int) -> None:  # noqa: A001
+    """Draw a project's map."""
+    _run(work_id, _map)
+
+
 @dataclass
 class Workplace:
     """What a worker process keeps open from job to job: the store, the queue, Label Studio, a warm model."""
@@ -116,8 +154,12 @@ class Workplace:
     named: tuple[Claim, dict[int, tuple[timeline.Named, ...]]] | None = None
 
     @functools.cached_property
-    def listings(self) -> loop.Listings:
-        return loop.Listings(2 * self.settings.poll_s)
+    def listings(self) -> readings.Listings:
+        return readings.Listings(2 * self.settings.poll_s)
+
+    @functools.cached_property
+    def finder(self) -> Finder:
+        return Finder(self.store, self.settings)
 
     @functools.cached_property
     def label_studio(self) -> LabelStudio | None:
@@ -129,14 +171,28 @@ class Workplace:
     @functools.cached_property
     def embedder(self) -> Embedder:
         from workers.embedders import open_embedder  # torch: seconds and 300 MB that only video workers pay
+        from workers.preparation import probe_picture
 
         settings = self.settings
-        return open_embedder(
+        embedder = open_embedder(
             settings.embedder,
             device=settings.device,
             batch_size=settings.batch_size,
+            inference=settings.inference,
             cache_dir=settings.data_dir / "models",
         )
+        if embedder.takes == "pictures" and not self.store.is_same_model(
+            embedder.name, embedder.embed([probe_picture()])[0]
+        ):
+            raise EmbedderError(
+                f"embedder {embedder.name} is not the model that made the vectors kept under this name; choose the one "
+                "that it was (NAME@REVISION), or give the new one another name: a folder of its own"
+            )
+        return embedder
+
+    def model(self, project: str) -> str:
+        """The model that a project is shown by: the one before, until all is embedded by the one that is chosen."""
+        return self.store.serving(project, self.settings.embedder)
 
     def kick(self) -> None:
         """Wake whoever can go on; the supervisor's reconciler does the same a moment later."""
@@ -165,6 +221,9 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
     if video is None or project is None:
         return place.store.ledger.finish(claim)
     settings, config = place.settings, _label_config(project)
+    if not video.url:
+        field = config.data_key if config else "its data"
+        raise MediaError(f"the task has no address in {field!r}; write one there, or delete the task")
     find_keyframes = stills.extract if config and config.object_tag == "Image" else keyframes.extract
     _check_disk(settings)
 
@@ -188,34 +247,87 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
         except MediaError as error:  # it knows the name of our copy; people know the task's
             raise type(error)(str(error).replace(path.name, media.shown_url(video.url), 1)) from error
         stage("embedding")
-        embeddings = embed_pictures(place.embedder, extraction.keyframes, pictures)
+        origin = Origin(video.url, path, video.task, pictures=find_keyframes is stills.extract)
+        embeddings = embed_keyframes(place.embedder, extraction.keyframes, pictures, origin, settings)
         place.store.put_extraction(claim, extraction, embeddings)
     finally:
         shutil.rmtree(downloads, ignore_errors=True)
+
+
+def _embed(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    store, settings, until = place.store, place.settings, time.monotonic() + _EMBED_S
+    missing = set(store.unembedded(claim.project, settings.embedder))
+    left = [video for video in store.videos(claim.project) if video.id in missing]
+    again = []
+    for number, video in enumerate(left):
+        if time.monotonic() > until:  # videos that came in meanwhile get their turn
+            store.want("embed", claim.project)
+            break
+        stage(f"embedding again ({len(left) - number} left)")
+        found = store.keyframes([video.id])[video.id]
+        origin = Origin(video.url, task=video.task)
+        try:
+            embeddings = embed_keyframes(place.embedder, found, picture_folder(settings, video.id), origin, settings)
+        except MediaError:  # a picture is gone, or the model takes the sound: the video is needed
+            again.append(video.id)
+            continue
+        store.put_vectors(claim, video.id, embeddings)
+    store.want_videos(claim.project, again)
+    store.want("cluster", claim.project)
+    store.ledger.finish(claim)
 
 
 def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     project = place.store.project(claim.project)
     if project is None:
         return place.store.ledger.finish(claim)
-    settings, model = place.settings, place.settings.embedder
+    settings, before = place.settings, place.model(claim.project)
+    # another model's clusters take the place of those before once it has seen everything
+    model = before if place.store.unembedded(project.uid, settings.embedder) else settings.embedder
     stage("clustering")
     waiting = place.store.ledger.unfinished("video", project.uid)
-    known = place.store.clustering(project.uid, model)
+    known = place.store.fitted_clustering(project.uid, before)
+    made = place.store.edits.on_clusters(project.uid)
+    taken = place.store.edits.numbers(project.uid)
+    if known is not None:
+        unsplit = np.isin(known[0].clusters, place.store.edits.undone_splits(project.uid))
+        known = edits.reserve(_without(known[0], unsplit), taken), known[1]
     embeddings = place.store.load_embeddings(project.uid, model)
-    grouped, fitted = regroup(known, embeddings, at_rest=waiting == 0, k=settings.clusters, seed=settings.seed)
+    choice = _clustering_choice(settings)
+    n, at_rest = len(embeddings.keyframe_ids), waiting == 0
+    changed = model != before or place.store.fitted_as(project.uid, model) not in ("", choice)
+    grown = fit = None
+    if changed or is_outgrown(known, n, at_rest=at_rest):
+        grown = clustering.tree(embeddings, settings.seed) if settings.clustering == "ward" else None
+        by_itself = at_rest and not settings.clusters and settings.clustering != "hdbscan"
+        fit = Fit(choice, clustering.propose_k(embeddings, settings.seed) if by_itself else None, grown)
+    grouped, fitted = regroup(
+        known,
+        embeddings,
+        at_rest=at_rest,
+        k=settings.clusters,
+        seed=settings.seed,
+        method=settings.clustering,
+        grown=grown,
+        afresh=changed,
+        made=made,
+    )
+    shown = edits.apply(grouped, made)
 
     config = _label_config(project)
-    moved = timeline.moved_videos(known[0] if known else None, grouped)
+    moved = timeline.moved_videos(edits.apply(known[0], made) if known else None, shown)
     bodies: dict[int, Json] = {}
-    if config is not None:
+    # those of pictures go out many at once, with what is guessed of them
+    if config is not None and (config.object_tag != "Image" or place.label_studio is None):
         # the sizes of clusters, told in every segment, are brought up to date once nothing more is to come
         chosen = [video for video in place.store.videos(project.uid) if waiting == 0 or video.id in moved]
         named: Mapping[int, Sequence[timeline.Named]] = {}
         if (knowledge := loop.know(place.store, project, config, model)) is not None:
             named = loop.name(place.store, project.uid, config, knowledge)
-        bodies = compose(place.store, config, chosen, grouped, wire.model_version(model), named)
-    place.store.put_clustering(claim, model, grouped, fitted, bodies)
+        bodies = compose(place.store, config, chosen, shown, wire.model_version(settings.embedder), named)
+    if place.store.edits.numbers(project.uid) != taken:
+        return place.store.ledger.later(claim, "a cluster was split meanwhile", 0)  # its number may be a new one's
+    place.store.put_clustering(claim, model, grouped, fitted, bodies, fit, alone=model == settings.embedder)
     place.store.want("companion", project.uid)
     place.store.want("propagate", project.uid)
 
@@ -239,6 +351,8 @@ def _deliver(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
 
 def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     project = place.store.project(claim.project)
+    if project is not None:
+        _keep_model(place, project.uid)
     if project is None or place.label_studio is None:
         return place.store.ledger.finish(claim)
     studio, store = place.label_studio, place.store
@@ -262,21 +376,26 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     project = now
     config = _label_config(project)
     if config is not None:
-        known = [video.task for video in store.videos(project.uid)]  # first: what comes in while we read is not gone
+        known = {video.task for video in store.videos(project.uid)}  # first: what comes in while we read is not gone
         alive: set[int] = set()
         new: list[tuple[int, str, Json]] = []
         for task in studio.tasks(project.label_studio_id):
             alive.add(task["id"])
-            url = task["data"].get(config.data_key)
+            data = wire.data_of_others(task["data"])
+            url = data.get(config.data_key)
             if isinstance(url, str) and url:
-                new.append((task["id"], url, task["data"]))
+                new.append((task["id"], url, data))
+            elif task["id"] not in known:
+                new.append((task["id"], "", data))  # people are told, see `_video`; what we have is not thrown away
         store.add_videos(project.uid, new)
-        gone = [task for task in known if task not in alive]
+        gone = sorted(known - alive)
         forget_videos(store, place.settings, project.uid, gone)
     sweep_pictures(store, place.settings)
     if place.settings.basic_auth_user:
         # the hook that Label Studio made by itself carries no login
         _register_webhook(place, project.label_studio_id)
+    if store.fitted_as(project.uid, place.settings.embedder) not in ("", _clustering_choice(place.settings)):
+        store.want("cluster", project.uid)
     store.want("companion", project.uid)
     store.want("propagate", project.uid)
     store.ledger.finish(claim)
@@ -289,21 +408,22 @@ def _companion(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> 
         return place.store.ledger.finish(claim)
     settings, store, studio = place.settings, place.store, place.label_studio
     stage("looking after the keyframes project")
-    known = loop.keep_project(studio, store, settings, project, config)
-    loop.fold(store, project.uid, settings.embedder)
-    knowledge = loop.know(store, project, config, settings.embedder)
+    known = display.keep_project(studio, store, settings, project, config)
+    loop.fold(store, project.uid, place.model(project.uid), apart=known is not None and known.own)
+    knowledge = loop.know(store, project, config, place.model(project.uid))
     if known is None or knowledge is None:
         return store.ledger.finish(claim)
     graph = _graph(place, project.uid, knowledge)
-    more = loop.keep_tasks(studio, store, settings, known, knowledge, graph)
-    loop.keep_tabs(studio, store, known, config)
+    more = display.keep_tasks(studio, store, settings, known, knowledge, graph)
+    known = display.keep_tabs(studio, store, settings, known, config)
     _, propagation, labels = loop.guess(store, settings, project.uid, config, knowledge, graph)
     if loop.is_time_to_advise(store, project.uid, graph):
         store.labels.put_advice(project.uid, loop.advise(graph, labels, config, propagation))
     ours = place.listings.tasks(studio, known.uid, known.label_studio_id)
-    loop.keep_fields(studio, store, known, knowledge, graph, propagation, ours)
+    display.keep_fields(studio, store, known, knowledge, graph, propagation, ours)
     try:
-        _register_webhook(place, known.label_studio_id)
+        if not known.own:  # Label Studio makes one itself when a project is connected
+            _register_webhook(place, known.label_studio_id)
     except LabelStudioError as error:
         log.warning("labels of the keyframes project are only seen every %.0f s: %s", settings.poll_s, error)
     store.want("companion" if more else "propagate", project.uid)
@@ -318,8 +438,8 @@ def _propagate(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> 
     settings, store, studio = place.settings, place.store, place.label_studio
     stage("reading labels")
     known = store.labels.companion(project.uid)
-    ours = loop.read_labels(studio, store, project, config, known, place.listings)
-    knowledge = loop.know(store, project, config, settings.embedder)
+    ours = readings.read_labels(studio, store, project, config, known, place.listings)
+    knowledge = loop.know(store, project, config, place.model(project.uid))
     if knowledge is None:
         return store.ledger.finish(claim)
     stage("propagating")
@@ -331,19 +451,75 @@ def _propagate(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> 
     stage("showing")
     named = loop.name(store, project.uid, config, knowledge)
     version = wire.model_version(settings.embedder)
-    if known is not None and known.uid:
+    pictures = config.object_tag == "Image"
+    if known is not None and known.uid and known.own == pictures:
+        at_rest = store.ledger.unfinished("video", project.uid) == 0
         try:
-            loop.show(studio, store, known, knowledge, named, ours, version)
+            more = display.show(studio, store, known, knowledge, named, ours, version, at_rest=at_rest)
         except LabelStudioError:
             place.listings.forget()  # a task may be gone that we took for alive
             raise
+        if more:
+            store.want("propagate", project.uid)
+    if pictures:
+        return _follow_up(place, claim, run)
     bodies = compose(store, config, _renamed(place, claim, named), knowledge.grouped, version, named)
     with store.labels.running(claim) as connection:
         store.put_predictions(connection, project.uid, bodies)
     place.named = (claim, named)
+    _follow_up(place, claim, run)
+
+
+def _follow_up(place: Workplace, claim: Claim, run: Run | None) -> None:
+    if place.store.questions.tabs(claim.project):
+        place.store.want("similar", claim.project, delay_s=_PLACES_AFTER_S)
     if run is not None:
-        store.want("companion", project.uid, delay_s=_PLACES_AFTER_S)
-    store.ledger.finish(claim)
+        place.store.want("companion", claim.project, delay_s=_PLACES_AFTER_S)
+    place.store.ledger.finish(claim)
+
+
+def _question(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    question = place.store.questions.question(int(claim.subject))
+    if question is None or question.vector is not None:
+        return place.store.ledger.finish(claim)
+    stage("embedding")
+
+    def picture_of(keyframe: int) -> Path:
+        video_id, frame = split_keyframe_id(keyframe)
+        video = place.store.video(video_id)
+        if video is None or video.project != claim.project:
+            raise MediaError(f"keyframe {keyframe} is not in this project")
+        return picture_folder(place.settings, video_id) / f"{frame:07d}.jpg"
+
+    try:
+        vector = answers.vector_of(question, place.embedder, place.settings, picture_of)
+    except LookalikeError as error:
+        if error.temporary:
+            raise
+        return place.store.questions.answer(claim, None, str(error))
+    place.store.questions.answer(claim, vector)
+
+
+def _similar(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    known = place.store.labels.companion(claim.project)
+    if place.label_studio is not None and known is not None and known.uid:
+        stage("looking after tabs")
+        similar_tab.keep(place.label_studio, place.store, place.finder, known)
+    place.store.ledger.finish(claim)
+
+
+def _map(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+    store, model = place.store, place.model(claim.project)
+    stage("drawing")
+    embeddings = store.load_embeddings(claim.project, model)
+    points, known = components(embeddings.vectors), store.maps.get(claim.project, model)
+    try:
+        drawn: Map = media.run_guarded(
+            draw, embeddings.keyframe_ids, points, known, timeout_s=_MAP_WITHIN_S, memory_mb=_MAP_MEMORY_MB
+        )
+    except MediaError as error:
+        raise SetupError(f"the map of {len(points)} keyframes cannot be drawn here: {error}") from error
+    store.maps.put(store.ledger, claim, model, drawn)
 
 
 # --- the steps, as the command line takes them too ---
@@ -359,46 +535,43 @@ def keyframe_options(settings: Settings) -> keyframes.KeyframeOptions:
     )
 
 
-def embed_pictures(embedder: Embedder, found: Sequence[Keyframe], folder: Path) -> Embeddings:
-    """Vectors of the keyframes' pictures, (n, d) float32, a few pictures in memory at a time."""
-    parts = [np.zeros((0, embedder.dim), np.float32)]
-    for at in range(0, len(found), _PICTURES):
-        pictures = [read_picture(folder / f"{frame.frame_index:07d}.jpg") for frame in found[at : at + _PICTURES]]
-        parts.append(embedder.embed(pictures))
-    ids = np.asarray([frame.id for frame in found], dtype=np.int64)
-    return Embeddings(ids, np.concatenate(parts), embedder.name)
-
-
-def read_picture(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """(h, w, 3) RGB."""
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if picture is None:
-        raise MediaError(f"the keyframe picture {path.name} is missing or broken; ask for the video again")
-    return np.asarray(picture, dtype=np.uint8)
-
-
 def regroup(
-    known: tuple[Clustering, int] | None, embeddings: Embeddings, *, at_rest: bool, k: int, seed: int
+    known: tuple[Clustering, int] | None,
+    embeddings: Embeddings,
+    *,
+    at_rest: bool,
+    k: int,
+    seed: int,
+    method: str = "pca-kmeans",
+    grown: Tree | None = None,
+    afresh: bool = False,
+    made: Sequence[edits.Edit] = (),
 ) -> tuple[Clustering, int]:
     """(clustering of all keyframes, keyframes at its last full fit).
 
     New keyframes join the clusters that there are, so that `c0007` keeps its meaning; the whole is fitted afresh, and
-    numbered as before where it can be, once it has grown enough.
+    numbered as before where it can be, once it has grown enough, or when asked to. `grown`: the tree of the embeddings
+    where there is one. `made`: what people did to the clusters, which is not in `known`, nor in what is returned; new
+    keyframes join the clusters as people see them.
     """
     n = len(embeddings.keyframe_ids)
     if known is None:
-        return clustering.cluster(embeddings, k=k, seed=seed), n
+        return clustering.cluster(embeddings, k, seed, method, grown), n
     before, fitted = known
-    if n >= fitted * (_REFIT_GROWTH_AT_REST if at_rest else _REFIT_GROWTH):
-        return clustering.renumber(before, clustering.cluster(embeddings, k=k, seed=seed)), n
+    if afresh or is_outgrown(known, n, at_rest=at_rest):
+        return clustering.renumber(before, clustering.cluster(embeddings, k, seed, method, grown)), n
     old = np.isin(embeddings.keyframe_ids, before.keyframe_ids)
     before = _without(before, ~np.isin(before.keyframe_ids, embeddings.keyframe_ids))
     if old.all():
         return before, fitted
-    return (
-        clustering.extend(before, _subset(embeddings, old), _subset(embeddings, ~old), seed=seed),
-        fitted,
-    )
+    seen = edits.apply(before, made)
+    extended = clustering.extend(seen, _subset(embeddings, old), _subset(embeddings, ~old), seed, method)
+    return edits.unedited(before, extended) if made else extended, fitted
+
+
+def is_outgrown(known: tuple[Clustering, int] | None, n: int, *, at_rest: bool) -> bool:
+    """Whether n keyframes are too many for the last full fit of a clustering."""
+    return known is None or n >= known[1] * (_REFIT_GROWTH_AT_REST if at_rest else _REFIT_GROWTH)
 
 
 def compose(
@@ -417,6 +590,8 @@ def compose(
         for video in some:
             if video.duration_s is None:
                 continue
+            if not np.isin([frame.id for frame in frames[video.id]], grouped.keyframe_ids).all():
+                continue  # come in since, or embedded only by the model that is to serve next: a clustering follows
             nothing = config.reserved is None and not any(frame.id in named for frame in frames[video.id])
             if nothing and not store.predictions(video.project, [video.task]):
                 continue  # nothing was shown either, that were to be withdrawn
@@ -454,31 +629,71 @@ def _run(work_id: int, job: Callable[[Workplace, Claim, Callable[[str], None]], 
     claim = ledger.claim(work_id, place.name, lease_s=settings.lease_s, max_crashes=settings.max_attempts)
     if claim is None:
         return  # done, not due yet, or another worker's: the wake-up call came twice
-    started = time.monotonic()
-    outcome = "done"
+    with about(**_facts(place, claim)):
+        try:
+            _do(place, claim, job)
+        finally:
+            place.kick()
+
+
+def _do(place: Workplace, claim: Claim, job: Callable[[Workplace, Claim, Callable[[str], None]], None]) -> None:
+    ledger = place.store.ledger
+    outcome: Outcome = "done"
+    reason = said = ""
+    reached = [("whole", time.monotonic())]  # stages, and when they began
     try:
-        with _held(place, claim) as stage:
+        with _held(place, claim, reached) as stage:
             job(place, claim, stage)
     except ClaimLost as error:
-        outcome = f"dropped: {error}"
+        outcome, reason, said = "dropped", type(error).__name__, str(error)
     except LookalikeError as error:
-        outcome = str(error)
-        if error.temporary:
-            ledger.later(claim, outcome)
-        else:
-            ledger.fail(claim, outcome)
+        reason, said = type(error).__name__, str(error)
+        outcome = _put_off(place, claim, error)
     except Exception as error:
-        outcome = f"{type(error).__name__}: {error}"
-        ledger.stumble(claim, outcome)
+        outcome, reason, said = "stumbled", type(error).__name__, f"{type(error).__name__}: {error}"
+        ledger.stumble(claim, said)
         raise
     finally:
-        seconds = time.monotonic() - started
-        log.info("%s %s project %s: %s (%.2f s)", claim.kind, claim.subject, claim.project, outcome, seconds)
-        place.kick()
+        ends = [began for _, began in reached[1:]] + [time.monotonic()]
+        spent = [(name, end - began) for (name, began), end in zip(reached, ends, strict=True)]
+        spent[0] = ("whole", ends[-1] - reached[0][1])
+        with about(dur_ms=round(spent[0][1] * 1000)):
+            log.info("%s %s: %s", claim.kind, claim.subject, f"{outcome}: {said}" if said else outcome)
+        try:
+            ledger.tally(claim.kind, outcome, reason, spent)
+        except LookalikeError as error:
+            log.warning("%s; this job is missing in the metrics", error)
+
+
+def _put_off(place: Workplace, claim: Claim, error: LookalikeError) -> Outcome:
+    """Try again later, for ever where all work waits for the same thing; else set it aside after so many tries."""
+    ledger, tries = place.store.ledger, claim.tries + 1
+    if error.outage:
+        ledger.later(claim, str(error), _OUTAGE_S, counts=False)
+    elif error.temporary and tries < place.settings.max_tries:
+        ledger.later(claim, str(error))
+    else:
+        ledger.fail(claim, f"set aside after {tries} tries; the last: {error}" if error.temporary else str(error))
+        return "failed"
+    return "later"
+
+
+def _facts(place: Workplace, claim: Claim) -> dict[str, object]:
+    """What every line that this job logs is about."""
+    task = None
+    if claim.kind in ("video", "deliver"):
+        try:
+            video = place.store.video(int(claim.subject))
+        except StoreError as error:
+            log.warning("%s; the lines of %s %s have no task", error, claim.kind, claim.subject)
+        else:
+            task = video.task if video else None
+    facts = {"job": f"{claim.kind}-{claim.id}", "attempt": claim.fence, "project": claim.project}
+    return {**facts, **({} if task is None else {"task": task}), "trace_id": trace_id(claim.project, task)}
 
 
 @contextmanager
-def _held(place: Workplace, claim: Claim) -> Iterator[Callable[[str], None]]:
+def _held(place: Workplace, claim: Claim, reached: list[tuple[str, float]]) -> Iterator[Callable[[str], None]]:
     """Renew the claim's lease from a thread while the job runs; yields the verb that tells where it is."""
     lease_s, ledger = place.settings.lease_s, place.store.ledger
     over = threading.Event()
@@ -492,10 +707,11 @@ def _held(place: Workplace, claim: Claim) -> Iterator[Callable[[str], None]]:
                 log.warning("cannot renew the lease of %s %s: %s", claim.kind, claim.subject, error)
 
     def stage(name: str) -> None:
+        reached.append((name, time.monotonic()))
         if not ledger.renew(claim, lease_s=lease_s, stage=name):
             raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(renew,), name="lease", daemon=True)
     thread.start()
     try:
         yield stage
@@ -504,9 +720,18 @@ def _held(place: Workplace, claim: Claim) -> Iterator[Callable[[str], None]]:
         thread.join()
 
 
+def _keep_model(place: Workplace, project: str) -> None:
+    """Ask for what is left to do until a project is shown by the model that is chosen."""
+    chosen = place.settings.embedder
+    if place.store.unembedded(project, chosen):
+        place.store.want("embed", project)
+    elif place.model(project) != chosen:
+        place.store.want("cluster", project)
+
+
 def _graph(place: Workplace, project: str, knowledge: loop.Knowledge) -> Graph:
     before = place.graph[1] if place.graph and place.graph[0] == project else None
-    graph = loop.extend_graph(place.store, project, place.settings.embedder, before, knowledge)
+    graph = loop.extend_graph(place.store, project, place.model(project), before, knowledge)
     place.graph = (project, graph)
     return graph
 
@@ -535,9 +760,7 @@ def _register_webhook(place: Workplace, label_studio_id: int) -> None:
 def _check_disk(settings: Settings) -> None:
     free_mb = shutil.disk_usage(settings.data_dir).free / 1e6
     if free_mb < settings.disk_free_mb:
-        raise MediaUnreachable(
-            f"waiting for disk: {free_mb:.0f} MB free, disk_free_mb asks for {settings.disk_free_mb:.0f}"
-        )
+        raise MediaHeldUp(f"waiting for disk: {free_mb:.0f} MB free, disk_free_mb asks for {settings.disk_free_mb:.0f}")
 
 
 def _label_config(project: Project) -> LabelConfig | None:
@@ -546,6 +769,11 @@ def _label_config(project: Project) -> LabelConfig | None:
     except LabelConfigError as error:
         log.warning("project %s: %s", project.uid, error)
         return None
+
+
+def _clustering_choice(settings: Settings) -> str:
+    """What a full fit depends on besides the keyframes, as `Fit.choice`."""
+    return f"{settings.clustering}, clusters {settings.clusters}, seed {settings.seed}"
 
 
 def _without(grouped: Clustering, gone: NDArray[np.bool_]) -> Clustering:

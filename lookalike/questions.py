@@ -1,0 +1,243 @@
+"""What people search by, and what a search reads of the ledger: never more than its answer shows.
+
+A picture, a region or words need the model, which only workers have: they are written down as a *question*, for which
+a worker makes the vector. Questions are kept for a day, so that asking once more, or refining, is answered at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Engine, Text, and_, cast, delete, select, update
+
+from lookalike.ledger import Claim, Ledger, insert, portions, reader, translated
+from lookalike.schema import keyframe_tasks, labels, questions, similar_tabs, vectors, videos, work
+
+QuestionKind = Literal["image", "region", "text"]
+_KEPT_S = 24 * 3600.0
+
+
+class Revision(NamedTuple):
+    """Changes with what a search depends on; each part in the transaction, or after the one, that changes it."""
+
+    vectors: int  # times that the project's keyframes have changed
+    clusters: int
+    labels: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something that a worker makes a vector of."""
+
+    id: int
+    project: str
+    model: str
+    digest: str
+    kind: QuestionKind
+    content: bytes  # a picture's file; JSON {"keyframe", "box": [x, y, width, height] in 0..1}; UTF-8 text
+    vector: NDArray[np.float32] | None  # (d,), once it is answered
+    error: str
+
+    @property
+    def region(self) -> tuple[int, tuple[float, float, float, float]]:
+        """(keyframe id, (x, y, width, height) as shares of the picture)."""
+        found = json.loads(self.content)
+        x, y, width, height = found["box"]
+        return int(found["keyframe"]), (x, y, width, height)
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarTab:
+    """A tab "Similar to …" of the Data Manager."""
+
+    project: str
+    category: str
+    uid: str  # of the project at Label Studio that has it
+    tab: int
+    asked: dict[str, Any]
+    shown: dict[int, float]  # similarity by task
+
+
+class Questions:
+    """Verbs on questions and on what searches read. Each raises StoreError where the database does not answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._reader = reader(engine)
+        self._ledger = Ledger(engine)
+
+    # what a search depends on
+
+    def revision(self, project: str) -> Revision:
+        """Every change of a project's keyframes asks for `cluster` in the same transaction, so that how often it was
+        asked for counts them; labels are read within `propagate`, which moves on after it."""
+        c = work.c
+        query = select(c.kind, c.wanted, c.done, c.fence, c.updated_at).where(
+            c.subject == project, c.kind.in_(("cluster", "propagate"))
+        )
+        with self._read() as connection:
+            found = {row.kind: row for row in connection.execute(query)}
+        cluster, propagate = found.get("cluster"), found.get("propagate")
+        return Revision(
+            cluster.wanted if cluster else 0,
+            cluster.done if cluster else 0,
+            f"{propagate.fence} {propagate.updated_at}" if propagate else "",
+        )
+
+    def revisions(self, project: str, model: str) -> dict[int, int]:
+        """By video that has vectors: the asking that they came of, another one whenever they are made anew."""
+        of_video = and_(work.c.kind == "video", work.c.subject == cast(videos.c.id, Text))
+        query = (
+            select(vectors.c.video, work.c.done)
+            .join(videos, videos.c.id == vectors.c.video)
+            .outerjoin(work, of_video)
+            .where(videos.c.project == project, vectors.c.model == model)
+        )
+        with self._read() as connection:
+            return {video: done or 0 for video, done in connection.execute(query)}
+
+    def vectors(
+        self, model: str, video_ids: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float16]]]:
+        """(video, keyframe ids (n,), vectors (n, d)) of those that have some."""
+        c = vectors.c
+        for some in portions(video_ids, 50):
+            query = select(c.video, c.keyframe_ids, c.matrix, c.dim).where(c.video.in_(some), c.model == model)
+            with self._read() as connection:
+                rows = connection.execute(query).all()
+            for video, ids, matrix, dim in rows:
+                yield video, np.frombuffer(ids, np.int64), np.frombuffer(matrix, np.float16).reshape(-1, dim)
+
+    def labelled(self, project: str) -> dict[int, tuple[str, ...]]:
+        """What people called each keyframe that they labelled; the categories in their order."""
+        c = labels.c
+        query = select(c.keyframe, c.category).where(c.project == project).distinct().order_by(c.keyframe, c.category)
+        found: dict[int, tuple[str, ...]] = {}
+        with self._read() as connection:
+            for keyframe, category in connection.execute(query):
+                found[keyframe] = (*found.get(keyframe, ()), category)
+        return found
+
+    def leaders(self, keyframes: Sequence[int]) -> dict[int, int]:
+        """Whose near-duplicate each of these keyframes is; its own where it is nobody's, or not known yet."""
+        c = keyframe_tasks.c
+        found = {keyframe: keyframe for keyframe in keyframes}
+        with self._read() as connection:
+            for some in portions(keyframes):
+                found.update(
+                    (keyframe, leader)
+                    for keyframe, leader in connection.execute(select(c.keyframe, c.leader).where(c.keyframe.in_(some)))
+                )
+        return found
+
+    def videos_of(self, project: str, tasks: Sequence[int]) -> list[int]:
+        """The videos of these tasks, as far as the project has them."""
+        c = videos.c
+        with self._read() as connection:
+            return [
+                video
+                for some in portions(tasks)
+                for video in connection.execute(select(c.id).where(c.project == project, c.task.in_(some))).scalars()
+            ]
+
+    # questions
+
+    def ask(self, project: str, model: str, kind: QuestionKind, content: bytes) -> Question:
+        """Write a question down, once, and ask for its answer; one that failed is tried again."""
+        digest = hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()[:32]
+        known = self._question(and_(_of(project, model), questions.c.digest == digest))
+        if known is not None and not known.error:
+            return known
+        now = time.time()
+        row = {"project": project, "model": model, "digest": digest, "kind": kind, "content": content, "at": now}
+        with translated(), self._engine.begin() as connection:
+            connection.execute(delete(questions).where(questions.c.at < now - _KEPT_S))
+            statement = insert(connection, questions).values(row)
+            again = statement.on_conflict_do_update(
+                index_elements=["project", "model", "digest"], set_={"error": "", "at": now}
+            )
+            number = connection.execute(again.returning(questions.c.id)).scalar_one()
+            self._ledger.want(connection, "question", [(str(number), project)])
+        return Question(number, project, model, digest, kind, content, None, "")
+
+    def question(self, number: int) -> Question | None:
+        return self._question(questions.c.id == number)
+
+    def asked(self, project: str, model: str, digest: str) -> Question | None:
+        """A question that was asked before, by its digest."""
+        return self._question(and_(_of(project, model), questions.c.digest == digest))
+
+    def is_answered(self, number: int) -> bool:
+        """Whether a worker has come to an end with it, or it is gone."""
+        c = questions.c
+        with self._read() as connection:
+            row = connection.execute(
+                select(c.vector.is_not(None), c.error).where(c.id == number)
+            ).one_or_none()  # fmt: skip
+        return row is None or bool(row[0] or row[1])
+
+    def answer(self, claim: Claim, vector: NDArray[np.float32] | None, error: str = "") -> None:
+        """Keep a question's vector, or why there is none, and end the work."""
+        values = {"vector": vector.astype(np.float32).tobytes() if vector is not None else None, "error": error}
+        with translated(), self._ledger.finishing(claim) as connection:
+            connection.execute(update(questions).where(questions.c.id == int(claim.subject)).values(values))
+
+    # tabs
+
+    def ask_tab(self, project: str, category: str, asked: dict[str, Any]) -> None:
+        """Ask for a tab, or for it to be brought up to date."""
+        values = {"asked": json.dumps(asked)}
+        row = {"project": project, "category": category, "uid": "", "tab": 0, "shown": "{}"}
+        with translated(), self._engine.begin() as connection:
+            statement = insert(connection, similar_tabs).values(row | values)
+            connection.execute(statement.on_conflict_do_update(index_elements=["project", "category"], set_=values))
+            self._ledger.want(connection, "similar", [(project, project)])
+
+    def tabs(self, project: str) -> list[SimilarTab]:
+        c = similar_tabs.c
+        query = select(c.project, c.category, c.uid, c.tab, c.asked, c.shown).where(c.project == project)
+        with self._read() as connection:
+            return [
+                SimilarTab(
+                    *row[:4], json.loads(row[4]), {int(task): score for task, score in json.loads(row[5]).items()}
+                )
+                for row in connection.execute(query.order_by(c.category))
+            ]
+
+    def put_tab(self, tab: SimilarTab) -> None:
+        """What a tab shows by now; what was asked for meanwhile stays."""
+        c = similar_tabs.c
+        values = {"uid": tab.uid, "tab": tab.tab, "shown": json.dumps(tab.shown)}
+        with translated(), self._engine.begin() as connection:
+            connection.execute(
+                update(similar_tabs).where(c.project == tab.project, c.category == tab.category).values(values)
+            )
+
+    # steps
+
+    def _question(self, condition: Any) -> Question | None:
+        c = questions.c
+        query = select(c.id, c.project, c.model, c.digest, c.kind, c.content, c.vector, c.error).where(condition)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        vector = np.frombuffer(row.vector, np.float32) if row.vector is not None else None
+        return Question(*row[:6], vector, row.error)
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with translated(), self._reader.connect() as connection:
+            yield connection
+
+
+def _of(project: str, model: str) -> Any:
+    return and_(questions.c.project == project, questions.c.model == model)
