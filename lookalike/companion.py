@@ -10,7 +10,7 @@ import click
 from lookalike.errors import SetupError
 from lookalike.labels import Companion
 from lookalike.settings import Settings
-from lookalike.store import Store, open_store
+from lookalike.store import Project, Store, open_store
 
 
 @click.command()
@@ -33,12 +33,18 @@ def ask(store: Store, project_id: int) -> str:
 
     Raises SetupError for a project that we do not serve.
     """
-    uids = [project.uid for project in store.projects() if project.label_studio_id == project_id]
-    if not uids:
-        known = ", ".join(str(project.label_studio_id) for project in store.projects()) or "none"
-        raise SetupError(f"project {project_id} is not connected to this backend; connected: {known}")
-    uid = uids[-1]  # Label Studio's SQLite uses ids again: the youngest is the living one
+    uid = find_project(store, project_id).uid
     companion = store.labels.companion(uid) or Companion(uid, "", 0, "")
     store.labels.put_companion(replace(companion, asked=True))
     store.want("companion", uid)
     return uid
+
+
+def find_project(store: Store, project_id: int) -> Project:
+    """The project that we serve, by its number at Label Studio. Raises SetupError where there is none."""
+    projects = store.projects()
+    found = [project for project in projects if project.label_studio_id == project_id]
+    if not found:
+        known = ", ".join(str(project.label_studio_id) for project in projects) or "none"
+        raise SetupError(f"project {project_id} is not connected to this backend; connected: {known}")
+    return found[-1]  # Label Studio's SQLite uses ids again: the youngest is the living one

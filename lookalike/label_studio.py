@@ -25,6 +25,7 @@ import requests
 from lookalike import __version__
 from lookalike.errors import (
     LabelStudioError,
+    LabelStudioFailed,
     LabelStudioNotFound,
     LabelStudioRefused,
     LabelStudioUnreachable,
@@ -35,7 +36,7 @@ from lookalike.records import Json
 _PAGE = 1000
 _TASK_FIELDS = "id,data,created_at,updated_at,project,total_annotations,total_predictions"
 #: of an annotation, and of the task around it: Label Studio applies one list to both
-_ANNOTATION_FIELDS = "id,annotations,result,was_cancelled,completed_by,created_username,updated_at"
+_ANNOTATION_FIELDS = "id,data,annotations,drafts,result,was_cancelled,completed_by,created_username,updated_at"
 _ANNOTATED = 200
 _UPLOADS = 50
 _DELETIONS = 50
@@ -250,10 +251,31 @@ class LabelStudio:
                 "others do not fit its labeling configuration"
             )
 
-    def delete_predictions(self, project_id: int, task_ids: Sequence[int]) -> None:
-        """Delete all predictions of some tasks. Label Studio takes 30 ms each, and locks its SQLite meanwhile."""
-        for first in range(0, len(task_ids), _DELETIONS):
-            self._act(project_id, "delete_tasks_predictions", task_ids[first : first + _DELETIONS])
+    def delete_predictions(self, project_id: int, task_ids: Sequence[int], *, family: str = "") -> None:
+        """Delete predictions of some tasks: all, or, with `family`, those whose version begins with it.
+
+        Label Studio takes 6 to 30 ms each, and locks its SQLite meanwhile. One by one, where a task has others too,
+        it takes 200 ms.
+        """
+        if not task_ids:
+            return
+        mixed: set[int] = set()
+        if family and any(not version.startswith(family) for version in self.model_versions(project_id)):
+            chosen = set(task_ids)
+            rows = self._list("GET", "/api/predictions/", params={"project": project_id})
+            rows = [{**row, "ours": str(row["model_version"]).startswith(family)} for row in rows]
+            mixed = chosen & {row["task"] for row in rows if not row["ours"]}
+            for row in rows:
+                if row["ours"] and row["task"] in mixed:
+                    self.delete_prediction(row["id"])
+        alone = [task for task in task_ids if task not in mixed]
+        for first in range(0, len(alone), _DELETIONS):
+            self._act(project_id, "delete_tasks_predictions", alone[first : first + _DELETIONS])
+
+    def model_versions(self, project_id: int) -> dict[str, int]:
+        """How many predictions a project has, by version."""
+        found = self._object("GET", f"/api/projects/{project_id}/model-versions/")
+        return {version: count for version, count in found.items() if count}  # the chosen one is told even with none
 
     def predictions(self, task_id: int) -> list[Json]:
         return self._list("GET", "/api/predictions/", params={"task": task_id})
@@ -305,7 +327,7 @@ class LabelStudio:
         return self._list("GET", f"/api/tasks/{task_id}/annotations/")
 
     def annotated_tasks(self, project_id: int, task_ids: Sequence[int]) -> Iterator[Json]:
-        """{"id", "annotations"} of some tasks: 0.5 s for 150 of them. Those that are gone are left out."""
+        """{"id", "data", "annotations", "drafts"} of some tasks: 0.5 s for 150. Those that are gone are left out."""
         for first in range(0, len(task_ids), _ANNOTATED):
             some = list(task_ids[first : first + _ANNOTATED])
             params = {
@@ -316,6 +338,29 @@ class LabelStudio:
                 "query": json.dumps({"selectedItems": {"all": False, "included": some}}),
             }
             yield from self._object("GET", "/api/tasks", params=params)["tasks"]
+
+    def create_annotation(self, task_id: int, result: Sequence[Json]) -> Json:
+        """By the account of the token. Not to be repeated. 150 to 260 ms on SQLite."""
+        return self._object("POST", f"/api/tasks/{task_id}/annotations/", json={"result": list(result)})
+
+    def copy_annotation(self, project_id: int, annotation_id: int, task_ids: Sequence[int]) -> None:
+        """Give some tasks an annotation with the same result, by the account of the token: 2 ms each on SQLite.
+
+        Not to be repeated. Label Studio sends no webhook, and does not list the tasks as changed.
+        """
+        self._act(
+            project_id, "propagate_annotations", task_ids, repeatable=False, source_annotation_id=annotation_id
+        )
+
+    def update_annotation(self, annotation_id: int, result: Sequence[Json]) -> None:
+        self._object("PATCH", f"/api/annotations/{annotation_id}/", json={"result": list(result)})
+
+    def delete_annotation(self, annotation_id: int) -> None:
+        self._call("DELETE", f"/api/annotations/{annotation_id}/")
+
+    def delete_annotations(self, project_id: int, task_ids: Sequence[int], annotator: int) -> None:
+        """Delete all that a user annotated or drafted in some tasks: 2 ms each on SQLite, one by one 160 ms."""
+        self._act(project_id, "delete_tasks_annotations", task_ids, annotator=str(annotator))
 
     # --- ML backends and webhooks ---
 
@@ -434,8 +479,10 @@ class LabelStudio:
 
     # --- steps ---
 
-    def _act(self, project_id: int, action: str, task_ids: Sequence[int], **fields: Any) -> None:
-        """A Data Manager action on some tasks, one of those that may be repeated."""
+    def _act(
+        self, project_id: int, action: str, task_ids: Sequence[int], *, repeatable: bool = True, **fields: Any
+    ) -> None:
+        """A Data Manager action on some tasks."""
         if task_ids:
             self._object(
                 "POST",
@@ -443,7 +490,7 @@ class LabelStudio:
                 params={"id": action, "project": project_id},
                 json={"selectedItems": {"all": False, "included": list(task_ids)}, **fields},
                 timeout=_IMPORT_TIMEOUT_S,
-                repeatable=True,
+                repeatable=repeatable,
             )
 
     def _object(self, method: str, path: str, **options: Any) -> Json:
@@ -530,10 +577,11 @@ class LabelStudio:
         raise AssertionError("tries must be at least 1")
 
 
-def first_token(url: str, email: str, password: str, *, timeout: float = 30.0) -> str:
+def first_token(url: str, email: str, password: str, *, replace: bool = False, timeout: float = 30.0) -> str:
     """A personal access token for a user who has none, by way of the login page.
 
-    Raises LabelStudioRefused for a wrong login, and where the user has a token already: it cannot be read again.
+    Raises LabelStudioRefused for a wrong login, and where the user has a token already: it cannot be read again. With
+    `replace`, it is revoked.
     """
     url = url.rstrip("/")
     with _session() as session:
@@ -556,6 +604,10 @@ def first_token(url: str, email: str, password: str, *, timeout: float = 30.0) -
         if "sessionid" not in session.cookies or call("GET", "/api/current-user/whoami").status_code != 200:
             raise LabelStudioRefused(f"Label Studio at {_shown(url)} does not accept the password of {email}")
         response = call("POST", "/api/token/", headers=csrf())
+        if response.status_code == 409 and replace:
+            for known in _json(call("GET", "/api/token/")):
+                call("POST", "/api/token/blacklist/", json={"refresh": known["token"]}, headers=csrf())
+            response = call("POST", "/api/token/", headers=csrf())
         if response.status_code == 409:
             raise LabelStudioRefused(
                 f"{email} has a personal access token already, which Label Studio shows only once; set "
@@ -642,5 +694,6 @@ def _error(method: str, path: str, response: requests.Response) -> LabelStudioEr
         target = _shown(response.headers.get("Location", ""))
         return LabelStudioError(f"Label Studio redirects {call} to {target}; set label_studio_url to its real address")
     if status >= 500:
-        return LabelStudioUnreachable(f"Label Studio answered {call} with {status} ({detail}); try again later")
+        kind = LabelStudioUnreachable if status in (502, 503, 504) else LabelStudioFailed
+        return kind(f"Label Studio answered {call} with {status} ({detail}); try again later")
     return LabelStudioError(f"Label Studio answered {call} with {status} ({detail})")

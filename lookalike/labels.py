@@ -10,13 +10,15 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, select, update
 
-from lookalike.ledger import Claim, ClaimLost, insert, portions, reader, translated
+from lookalike import wire
+from lookalike.errors import SetupError
+from lookalike.ledger import Claim, ClaimLost, in_turn, insert, portions, reader, translated
 from lookalike.records import Json, split_keyframe_id
 from lookalike.schema import (
     companions,
@@ -24,6 +26,7 @@ from lookalike.schema import (
     keyframes,
     labels,
     outcomes,
+    predictions,
     propagated,
     readings,
     runs,
@@ -33,6 +36,9 @@ from lookalike.schema import (
     work,
 )
 
+if TYPE_CHECKING:
+    from lookalike.store import Store
+
 Source = Literal["companion", "video"]  # where an annotation stands
 
 #: a proposal whose score moves by less is left as it is: every label moves every score a little
@@ -41,14 +47,24 @@ _SAME_SCORE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Companion:
-    """The project of keyframes that belongs to a project of videos."""
+    """Where people label a project's keyframes: in a companion project, or, where its tasks are pictures, in itself."""
 
-    project: str  # the video project's uid
+    project: str  # the uid of the project of videos, or of pictures
     uid: str  # its own; "" while it is only asked for, or once it was deleted at Label Studio
     label_studio_id: int
     label_config: str
     tabs: dict[str, int] = field(default_factory=dict)
     asked: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether the project is its own companion."""
+        return self.uid == self.project
+
+    @property
+    def prefix(self) -> str:
+        """Of our fields in the tasks' data: those of a person's own tasks may have a "category" already."""
+        return wire.OUR_FIELDS if self.own else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +124,49 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """What is proposed after one run and was not after another, whatever came between."""
+
+    before: Run
+    after: Run
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredOutcome:
     keyframe: int
     category: str
     score: float
     confirmed: bool
+
+
+def difference(store: Store, before: int, after: int) -> Difference:
+    """From what run `before` left to what run `after` left, either of which may be the older one.
+
+    A keyframe that people have labelled meanwhile is no change: nothing is proposed for it any more. Raises SetupError
+    for a run that there never was, and for runs of two projects.
+    """
+    first, last = (find_run(store, number) for number in (before, after))
+    if first.project != last.project:
+        raise SetupError(f"run {before} is of project {first.project}, run {after} of project {last.project}")
+    old, new = sorted((first, last), key=lambda run: run.id)
+    changed: dict[int, Change] = {}
+    for run in store.labels.runs_between(old, new):
+        for change in run.changes:
+            known = changed.get(change.keyframe, change)
+            changed[change.keyframe] = Change(change.keyframe, known.before, change.after, known.score)
+    found = [change for _, change in sorted(changed.items()) if change.before != change.after]
+    if old is last:
+        found = [Change(change.keyframe, change.after, change.before) for change in found]
+    return Difference(first, last, tuple(found))
+
+
+def find_run(store: Store, number: int) -> Run:
+    """Raises SetupError for a run that there never was."""
+    run = store.labels.run(number)
+    if run is None:
+        raise SetupError(f"there is no run {number}; 'lookalike runs' shows the last ones")
+    return run
 
 
 class Labels:
@@ -144,22 +198,25 @@ class Labels:
             connection.execute(statement.on_conflict_do_update(index_elements=["project"], set_=values))
 
     def owner(self, uid: str) -> str | None:
-        """The video project that a companion belongs to; None for a project that is no companion."""
+        """The video project that a companion belongs to; None for a project that is no companion of another."""
         with self._read() as connection:
-            query = select(companions.c.project).where(companions.c.uid == uid)
+            query = select(companions.c.project).where(companions.c.uid == uid, companions.c.project != uid)
             return connection.execute(query).scalar_one_or_none() if uid else None
 
     def owner_of(self, label_studio_id: int) -> str | None:
         """The same for events that name the project by its id only."""
         with self._read() as connection:
             query = select(companions.c.project).where(
-                companions.c.label_studio_id == label_studio_id, companions.c.uid != ""
+                companions.c.label_studio_id == label_studio_id,
+                companions.c.uid != "",
+                companions.c.uid != companions.c.project,
             )
             return connection.execute(query.order_by(companions.c.uid.desc()).limit(1)).scalar_one_or_none()
 
     def lose_companion(self, project: str) -> None:
         """Somebody deleted the companion at Label Studio: its tasks are gone and its labels with them."""
         with self._begin() as connection:
+            in_turn(connection, project)
             connection.execute(
                 update(companions)
                 .where(companions.c.project == project)
@@ -197,6 +254,7 @@ class Labels:
             return
         c = keyframe_tasks.c
         with self._begin() as connection:
+            in_turn(connection, project)
             known = {
                 row[0]: row[1]
                 for row in connection.execute(
@@ -222,6 +280,7 @@ class Labels:
         """Remember the tasks of leaders, for all their near-duplicates, and what each shows (`data`, by leader)."""
         c = keyframe_tasks.c
         with self._begin() as connection:
+            in_turn(connection, project)
             for leader, task in tasks.items():
                 group = and_(c.project == project, c.leader == leader)
                 connection.execute(update(keyframe_tasks).where(group).values(task=task))
@@ -236,6 +295,16 @@ class Labels:
     def put_shown(self, project: str, data: Mapping[int, Json]) -> None:
         with self._begin() as connection:
             self._put_shown(connection, project, data)
+
+    def put_sent(self, connection: Connection, sent: Collection[int], gone: Collection[int] = ()) -> None:
+        """Predictions that went out many at once, by video: Label Studio has these, and has those no more."""
+        for some in portions(sorted(sent)):
+            chosen = predictions.c.video.in_(some)
+            connection.execute(update(predictions).where(chosen).values(delivered=predictions.c.digest))
+            subjects = [str(video) for video in some]
+            connection.execute(delete(work).where(work.c.kind == "deliver", work.c.subject.in_(subjects)))
+        for some in portions(sorted(gone)):
+            connection.execute(delete(predictions).where(predictions.c.video.in_(some)))
 
     # people's words
 
@@ -256,6 +325,7 @@ class Labels:
         """
         tasks = sorted(stamps)
         with self._begin() as connection:
+            in_turn(connection, project)
             alive = set(connection.execute(select(videos.c.id).where(videos.c.project == project)).scalars())
             for some in portions(tasks):
                 for table in (labels, readings):
@@ -325,6 +395,7 @@ class Labels:
     def running(self, claim: Claim) -> Iterator[Connection]:
         """A transaction that is kept only if the claim still holds. Raises ClaimLost where it does not."""
         with self._begin() as connection:
+            in_turn(connection, claim.project)
             mine = update(work).where(work.c.id == claim.id, work.c.fence == claim.fence, work.c.state == "running")
             if connection.execute(mine.values(updated_at=time.time())).rowcount != 1:
                 raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
@@ -423,19 +494,26 @@ class Labels:
         """The last ones, the newest first."""
         return self._runs(runs.c.project == project, limit)
 
+    def runs_between(self, old: Run, new: Run) -> list[Run]:
+        """Those after `old`, up to and with `new`, the oldest first."""
+        c = runs.c
+        return self._runs(and_(c.project == old.project, c.id > old.id, c.id <= new.id), None)[::-1]
+
     def run(self, run_id: int) -> Run | None:
         found = self._runs(runs.c.id == run_id, 1)
         return found[0] if found else None
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        """A transaction for several of the verbs that take one."""
+    def begin(self, project: str = "") -> Iterator[Connection]:
+        """A transaction for several of the verbs that take one; with `project`, in turn with others that write of it."""
         with self._begin() as connection:
+            if project:
+                in_turn(connection, project)
             yield connection
 
     # steps
 
-    def _runs(self, condition: Any, limit: int) -> list[Run]:
+    def _runs(self, condition: Any, limit: int | None) -> list[Run]:
         c = runs.c
         query = select(c.id, c.project, c.at, c.undoes, c.labels, c.changes, c.advice).where(condition)
         with self._read() as connection:

@@ -105,8 +105,8 @@ class Settings:
     # labels
     keyframes_project: str = _setting(
         "auto",
-        "whether a project with video timelines gets a companion project of its keyframes: auto, or off (then only by "
-        "lookalike keyframes)",
+        "whether a project with video timelines gets a companion project of its keyframes, and one of pictures its own "
+        "tabs: auto, or off (then only by lookalike keyframes)",
         choices=("auto", "off"),
     )
     promise: float = _setting(

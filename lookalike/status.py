@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import click
 
 from lookalike.errors import SettingsError
 from lookalike.records import Json
+from lookalike.runs import ago, facts, tell
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
 
@@ -41,21 +41,22 @@ def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
         states = ", ".join(f"{count} {state}" for state, count in sorted(row["videos"].items())) or "no videos"
         click.echo(f"project {row['project']} {row['title']!r}: {states}")
         for video in row["failed"]:
-            click.echo(f"  task {video['task']} failed {_ago(video['updated_at'])}: {video['error']}")
+            click.echo(f"  task {video['task']} failed {ago(video['updated_at'])}: {video['error']}")
         for video in row["waiting"]:
             click.echo(f"  task {video['task']} waits ({video['state']}): {video['error']}")
         for trouble in row["troubles"]:
             click.echo(f"  {trouble['kind']} ({trouble['state']}): {trouble['error']}")
         if row["keyframes_project"]:
-            click.echo(f"  keyframes to label: project {row['keyframes_project']}; {row['labelled']} labelled")
+            where = (
+                "in its own tabs"
+                if row["keyframes_project"] == row["project"]
+                else f"project {row['keyframes_project']}"
+            )
+            click.echo(f"  keyframes to label: {where}; {row['labelled']} labelled")
         if row["advice"]:
             click.echo(f"  {row['advice']}")
         for run in row["runs"]:
-            what = f"undid run {run['undoes']}" if run["undoes"] else "propagated"
-            click.echo(
-                f"  run {run['run']} {what} {_ago(run['at'])}: {run['proposed']} keyframes proposed, "
-                f"{run['withdrawn']} withdrawn"
-            )
+            click.echo(f"  {tell(run)}")
 
 
 def _of_project(store: Store, project: Project) -> Json:
@@ -73,22 +74,5 @@ def _of_project(store: Store, project: Project) -> Json:
         "keyframes_project": companion.label_studio_id if companion and companion.uid else None,
         "labelled": len({row.keyframe for row in labels}),
         "advice": runs[0].advice if runs else "",
-        "runs": [
-            {
-                "run": run.id,
-                "at": run.at,
-                "undoes": run.undoes,
-                "proposed": sum(1 for change in run.changes if change.after),
-                "withdrawn": sum(1 for change in run.changes if not change.after),
-            }
-            for run in runs
-        ],
+        "runs": [facts(run) for run in runs],
     }
-
-
-def _ago(when: float) -> str:
-    seconds = max(0.0, time.time() - when)
-    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {name} ago"
-    return "just now"

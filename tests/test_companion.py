@@ -49,6 +49,9 @@ def test_tabs__use_only_what_the_page_knows() -> None:
     found = companion.tabs(CATEGORIES)
     assert list(found) == ["next", "confirm Cat", "confirm Dog", "unsure"]
     assert {f.operator for tab in found.values() for f in tab.filters} == {"equal"}
+    own = companion.tabs(CATEGORIES, "lookalike_")
+    assert own["next"].ordering == "data.lookalike_order"
+    assert "data.category" not in companion.hidden_columns("lookalike_"), "that one is a person's own"
     assert companion.tabs_of({"next": 1, "confirm Cat": 2}) == {"Cat"}
 
 

@@ -13,13 +13,16 @@ import cv2
 import numpy as np
 import pytest
 from flask import Flask
+from sqlalchemy import update
 
-from lookalike import wire
-from lookalike.errors import LabelStudioUnreachable, MediaError, QueueError
+from lookalike import logs, wire
+from lookalike.errors import EmbedderError, LabelStudioUnreachable, QueueError
+from lookalike.grouping import cut
 from lookalike.label_config import shipped_config
 from lookalike.label_studio import LabelStudio
 from lookalike.ledger import Claim, Work
 from lookalike.records import Clustering, Embeddings, Json, keyframe_id
+from lookalike.schema import models, work
 from lookalike.settings import Settings
 from lookalike.store import Project
 from tests.clips import BLACK, Scene, make_clip
@@ -27,7 +30,7 @@ from tests.services import free_port
 from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio, served
 from workers import jobs
 from workers.embedders import Embedder, Picture, Vectors, open_embedder
-from workers.jobs import Workplace, embed_pictures, picture_folder, regroup
+from workers.jobs import Workplace, picture_folder, regroup
 
 UID = wire.project_uid(1, CREATED_AT)
 TIMELINE = shipped_config("video_timeline")
@@ -101,6 +104,12 @@ def run(place: Workplace, kind: str, subject: object = UID) -> Work:
     return row_of(place, kind, subject)
 
 
+def make_due(place: Workplace, row: Work) -> None:
+    """As if the wait were over."""
+    with place.store.engine.begin() as connection:
+        connection.execute(update(work).where(work.c.id == row.id).values(next_at=0.0))
+
+
 def ask_again(place: Workplace, kind: Any, subject: object = UID) -> None:
     with place.store.engine.begin() as connection:
         place.store.ledger.want(connection, kind, [(str(subject), UID)])
@@ -123,12 +132,26 @@ class Meddled:
     """The model, and something that happens while it is at work."""
 
     def __init__(self, embedder: Embedder, meanwhile: Callable[[], object]) -> None:
-        self.name, self.dim, self.input_px = embedder.name, embedder.dim, embedder.input_px
+        self.name, self.dim, self.takes = embedder.name, embedder.dim, embedder.takes
         self._embedder, self._meanwhile = embedder, meanwhile
 
     def embed(self, images: Sequence[Picture]) -> Vectors:
         self._meanwhile()
         return self._embedder.embed(images)
+
+    def embed_text(self, texts: Sequence[str]) -> Vectors:
+        raise AssertionError("nobody asks for words here")
+
+
+class Mirrored(Meddled):
+    """Another model: what the first sees in the pictures' mirror images."""
+
+    def __init__(self, embedder: Embedder, meanwhile: Callable[[], object] = lambda: None) -> None:
+        super().__init__(embedder, meanwhile)
+        self.name = "mirrored"
+
+    def embed(self, images: Sequence[Picture]) -> Vectors:
+        return super().embed([np.ascontiguousarray(image[:, ::-1]) for image in images])
 
 
 # --- from a clip to its prediction ---
@@ -283,11 +306,80 @@ def test_video__unreachable_host_is_tried_later(place: Workplace) -> None:
     assert place.store.video_status(UID)[0].state == "queued"
 
 
+def test_video__a_host_that_never_answers_is_set_aside(opened: Open) -> None:
+    place = opened(max_tries=3)
+    video = add(place, 5, f"http://127.0.0.1:{free_port()}/clip.mp4")
+    for _ in range(3):
+        row = run(place, "video", video)
+        make_due(place, row)
+    assert row.state == "failed"
+    assert row.error.startswith("set aside after 3 tries; the last: http://127.0.0.1:")
+    assert place.store.ledger.endings() == {
+        ("video", "later", "MediaUnreachable"): 2,
+        ("video", "failed", "MediaUnreachable"): 1,
+    }
+    place.store.ledger.retry(UID, [row.id])
+    assert run(place, "video", video).state == "due"  # as often again
+
+
+def test_video__waits_for_label_studio_for_ever(opened: Open, studio: FakeStudio) -> None:
+    place = opened(studio, max_tries=2)
+    studio.down = True
+    video = add(place, 5, "/data/upload/1/clip.mp4")
+    assert place.label_studio is not None
+    place.label_studio._tries = 1
+    for _ in range(4):
+        row = run(place, "video", video)
+        assert (row.state, row.tries) == ("due", 0)
+        make_due(place, row)
+
+
+def test_deliver__a_lasting_refusal_is_set_aside(opened: Open, studio: FakeStudio) -> None:
+    place = opened(studio, max_tries=2)
+    studio.add_task(5, 1, {"video": "5.mp4"})
+    [video] = clustered(place, 5)
+    studio.token = "another"
+    assert run(place, "deliver", video).state == "due"
+    make_due(place, row_of(place, "deliver", video))
+    row = run(place, "deliver", video)
+    assert row.state == "failed"
+    assert "set aside after 2 tries; the last: Label Studio does not accept label_studio_token" in row.error
+    assert [status.state for status in place.store.video_status(UID)] == ["failed"]
+
+
+def test_status__a_project_that_cannot_be_clustered_is_no_endless_wait(place: Workplace) -> None:
+    video = add_clip(place, 5)
+    run(place, "video", video)
+    with place.store.engine.begin() as connection:
+        connection.execute(update(work).where(work.c.kind == "cluster").values(state="failed", error="out of numbers"))
+    [status] = place.store.video_status(UID)
+    assert (status.state, status.error) == ("failed", "out of numbers")
+
+
+def test_run__every_line_has_the_trace_of_its_task(
+    opened: Open, studio: FakeStudio, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = opened(studio)
+    studio.add_task(5, 1, {"video": "5.mp4"})
+    facts: list[dict[str, object]] = []
+    caplog.handler.addFilter(lambda record: facts.append(dict(logs._facts.get({}))) or True)
+    with caplog.at_level(logging.INFO, logger="lookalike.jobs"):
+        [video] = clustered(place, 5)
+        run(place, "deliver", video)
+    by_job = {str(fact["job"]).split("-")[0]: fact for fact in facts}
+    assert by_job["video"]["trace_id"] == by_job["deliver"]["trace_id"] == logs.trace_id(UID, 5)
+    assert by_job["video"]["task"] == 5
+    assert by_job["cluster"]["trace_id"] == logs.trace_id(UID)
+    assert {"fetching", "extracting", "embedding", "whole"} <= {
+        stage for kind, stage in place.store.ledger.durations() if kind == "video"
+    }
+
+
 def test_video__full_disk_waits(opened: Open) -> None:
     place = opened(disk_free_mb=1e12)
     video = add_clip(place, 5, SHORT[:1])
     row = run(place, "video", video)
-    assert (row.state, row.tries) == ("due", 1)
+    assert (row.state, row.tries) == ("due", 0)
     assert row.error.startswith("waiting for disk: ")
     assert place.store.video(video).frame_count is None  # type: ignore[union-attr]
 
@@ -310,7 +402,7 @@ def test_run__a_lost_claim_writes_nothing(
     place.embedder = Meddled(embedder, take_over)
     jobs.video(row.id)
     assert others[0] is not None
-    assert f"video {video} project {UID}: dropped: video {video}: another worker has taken over" in caplog.text
+    assert f"video {video}: dropped: video {video}: another worker has taken over" in caplog.text
     assert place.store.keyframes([video])[video] == []
     assert len(place.store.load_embeddings(UID, embedder.name).keyframe_ids) == 0
     after = row_of(place, "video", video)
@@ -401,7 +493,7 @@ def test_deliver__label_studio_down_now_is_delivered_later(
     fence = row_of(place, "video", video).fence
     studio.down = True
     row = run(place, "deliver", video)
-    assert (row.state, row.tries) == ("due", 1)
+    assert (row.state, row.tries) == ("due", 0)
     assert "503" in row.error
     studio.down = False
     assert run(place, "deliver", video).state == "done"
@@ -428,7 +520,7 @@ def test_sync__finds_new_tasks_and_forgets_those_that_are_gone(opened: Open, stu
     studio.add_task(10, 2, {"video": "another project's"})
     place.store.want("sync", UID)
     assert run(place, "sync").state == "done"
-    assert [video.task for video in place.store.videos(UID)] == [6, 7]
+    assert [video.task for video in place.store.videos(UID)] == [6, 7, 8, 9]
     assert place.store.videos(UID, [7])[0].data == {"video": "/data/local-files/?d=7.mp4", "other": 1}
     assert row_of(place, "video", place.store.videos(UID, [7])[0].id).state == "due"
     assert row_of(place, "video", kept).state == "done"
@@ -436,6 +528,24 @@ def test_sync__finds_new_tasks_and_forgets_those_that_are_gone(opened: Open, stu
     assert picture_folder(place.settings, kept).exists()
     assert row_of(place, "cluster").state == "due"
     assert studio.webhooks == {}
+
+
+def test_sync__a_task_without_an_address_is_told_and_mended(opened: Open, studio: FakeStudio) -> None:
+    place = opened(studio)
+    [kept] = clustered(place, 5)
+    studio.add_task(5, 1, {"video": ""})
+    studio.add_task(6, 1, {"video": ""})
+    place.store.want("sync", UID)
+    assert run(place, "sync").state == "done"
+    assert place.store.keyframes([kept])[kept], "what is known of a video is not thrown away"
+    [video] = place.store.videos(UID, [6])
+    row = run(place, "video", video.id)
+    assert row.error == "the task has no address in 'video'; write one there, or delete the task"
+    assert {status.task: status.state for status in place.store.video_status(UID)}[6] == "failed"
+    studio.tasks[6]["data"]["video"] = "/data/local-files/?d=5.mp4"
+    place.store.want("sync", UID)
+    assert run(place, "sync").state == "done"
+    assert run(place, "video", video.id).state == "done"
 
 
 def test_sync__a_task_that_comes_in_while_it_reads_is_not_gone(
@@ -509,7 +619,7 @@ def test_sync__label_studio_down_forgets_nothing(
     with pytest.raises(LabelStudioUnreachable):
         place.label_studio.version()  # type: ignore[union-attr]
     row = run(place, "sync")
-    assert (row.state, row.tries) == ("due", 1)
+    assert (row.state, row.tries) == ("due", 0)
     assert [video.task for video in place.store.videos(UID)] == [5]
 
 
@@ -524,27 +634,6 @@ def test_sync__webhook_carries_our_login(opened: Open, studio: FakeStudio) -> No
 
 
 # --- steps ---
-
-
-def test_embed_pictures__none(tmp_path: Path, embedder: Embedder) -> None:
-    found = embed_pictures(embedder, [], tmp_path)
-    assert (found.vectors.shape, found.keyframe_ids.shape, found.model) == ((0, 1280), (0,), "efficientnet-lite0")
-
-
-def test_embed_pictures__more_than_fit_at_once_keep_their_order(
-    place: Workplace, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    video = add_clip(place, 5)
-    run(place, "video", video)
-    frames, folder = place.store.keyframes([video])[video], picture_folder(place.settings, video)
-    whole = embed_pictures(embedder, frames, folder)
-    monkeypatch.setattr(jobs, "_PICTURES", 2)
-    parts = embed_pictures(embedder, frames, folder)
-    assert np.array_equal(parts.vectors, whole.vectors)
-    assert parts.keyframe_ids.tolist() == [frame.id for frame in frames]
-    (folder / f"{frames[1].frame_index:07d}.jpg").unlink()
-    with pytest.raises(MediaError, match=r"\.jpg is missing or broken; ask for the video again"):
-        embed_pictures(embedder, frames, folder)
 
 
 def test_sweep_pictures__only_of_videos_that_nobody_knows(place: Workplace) -> None:
@@ -670,3 +759,174 @@ def test_status__a_configuration_without_the_reserved_label_has_nothing_to_show(
     assert [video.state for video in place.store.video_status(UID)] == ["clustering"]
     run(place, "cluster")
     assert [video.state for video in place.store.video_status(UID)] == ["nothing to show yet"]
+
+
+def test_cluster__a_fit_leaves_its_tree_and_its_reason(opened: Open) -> None:
+    place = opened(clustering="ward")
+    clustered(place, 5, 6)
+    model = place.settings.embedder
+    grouped, _ = place.store.clustering(UID, model) or pytest.fail("nothing was kept")
+    fit = place.store.fit(UID, model)
+    assert fit is not None
+    assert fit.tree is not None
+    assert fit.proposal is not None
+    assert fit.tree.keyframe_ids.tolist() == grouped.keyframe_ids.tolist()
+    assert cut(fit.tree, len(grouped.centroids)).clusters.tolist() == grouped.clusters.tolist()
+    ask_again(place, "cluster")
+    run(place, "cluster")
+    assert place.store.fit(UID, model) is not None, "what nothing was fitted for stays"
+
+
+def test_cluster__another_choice_fits_afresh(opened: Open, studio: FakeStudio) -> None:
+    place = opened(studio)
+    clustered(place, 5, 6)
+    model = place.settings.embedder
+    assert place.store.fitted_as(UID, model) == "pca-kmeans, clusters 0, seed 0"
+    place = opened(studio, clusters=1)
+    studio.add_task(5, 1, {"video": "/data/local-files/?d=5.mp4"})
+    studio.add_task(6, 1, {"video": "/data/local-files/?d=6.mp4"})
+    place.store.want("sync", UID)
+    assert run(place, "sync").state == "done"
+    assert row_of(place, "cluster").state == "due"
+    run(place, "cluster")
+    grouped, _ = place.store.clustering(UID, model) or pytest.fail("nothing was kept")
+    assert set(grouped.clusters.tolist()) == {0}
+    fit = place.store.fit(UID, model)
+    assert fit is not None
+    assert (fit.choice, fit.proposal, fit.tree) == ("pca-kmeans, clusters 1, seed 0", None, None)
+    place.store.want("sync", UID)
+    run(place, "sync")
+    assert row_of(place, "cluster").state == "done"
+
+
+def test_regroup__by_another_method_numbers_keep_their_meaning() -> None:
+    old = groups(9, 8, 7)
+    known = regroup(None, old, at_rest=True, k=3, seed=0)
+    again, fitted = regroup(known, old, at_rest=True, k=3, seed=0, method="ward", afresh=True)
+    assert fitted == 24
+    assert again.clusters.tolist() == known[0].clusters.tolist()
+
+
+# --- another model ---
+
+
+def models_of(place: Workplace) -> dict[str, int]:
+    """Vectors by model."""
+    named = ("efficientnet-lite0", "mirrored")
+    return {name: len(place.store.load_embeddings(UID, name).keyframe_ids) for name in named}
+
+
+def choose(place: Workplace, embedder: Embedder) -> None:
+    """As after a start with another LOOKALIKE_EMBEDDER."""
+    place.settings, place.embedder = place.settings.with_(embedder=embedder.name), embedder
+
+
+def test_embed__the_old_model_serves_until_all_is_there(place: Workplace, embedder: Embedder) -> None:
+    clustered(place, 5, 6)
+    before = place.store.clustering(UID, "efficientnet-lite0")
+    assert before is not None
+    choose(place, Mirrored(embedder))
+    assert place.model(UID) == "efficientnet-lite0"
+    assert place.store.unembedded(UID, "mirrored") == [1, 2]
+
+    new = add_clip(place, 7)  # comes in meanwhile: embedded by the new model at once
+    run(place, "video", new)
+    run(place, "cluster")
+    assert place.model(UID) == "efficientnet-lite0"
+    assert models_of(place) == {"efficientnet-lite0": 4, "mirrored": 2}
+
+    fetched = [path.unlink() for path in Path(place.settings.local_files_root).iterdir()]  # the clips are not needed
+    assert len(fetched) == 3
+    ask_again(place, "embed")
+    assert run(place, "embed").state == "done"
+    assert models_of(place) == {"efficientnet-lite0": 4, "mirrored": 6}
+    assert place.model(UID) == "efficientnet-lite0"  # until its clusters are made
+
+    assert row_of(place, "cluster").state == "due"
+    assert run(place, "cluster").state == "done"
+    assert place.model(UID) == "mirrored"
+    assert models_of(place) == {"efficientnet-lite0": 0, "mirrored": 6}
+    assert place.store.clustering(UID, "efficientnet-lite0") is None
+    after = place.store.clustering(UID, "mirrored")
+    assert after is not None
+    assert len(after[0].keyframe_ids) == 6
+    # c0000 is still what it was: the clips show the same two scenes
+    same = np.isin(after[0].keyframe_ids, before[0].keyframe_ids)
+    assert after[0].clusters[same].tolist() == before[0].clusters.tolist()
+
+
+def test_embed__a_picture_that_is_gone_asks_for_its_video(place: Workplace, embedder: Embedder) -> None:
+    first, second = clustered(place, 5, 6)
+    next(picture_folder(place.settings, first).iterdir()).unlink()
+    choose(place, Mirrored(embedder))
+    ask_again(place, "embed")
+    run(place, "embed")
+    assert row_of(place, "video", first).state == "due"
+    assert row_of(place, "video", second).state == "done"
+    run(place, "cluster")
+    assert place.model(UID) == "efficientnet-lite0"
+    run(place, "video", first)
+    run(place, "cluster")
+    assert place.model(UID) == "mirrored"
+
+
+def test_embed__a_video_that_is_lost_does_not_hold_up_the_others(place: Workplace, embedder: Embedder) -> None:
+    first, _ = clustered(place, 5, 6)
+    next(picture_folder(place.settings, first).iterdir()).unlink()
+    (Path(place.settings.local_files_root) / "5.mp4").unlink()
+    choose(place, Mirrored(embedder))
+    ask_again(place, "embed")
+    run(place, "embed")
+    with place.store.engine.begin() as connection:
+        connection.execute(update(work).where(work.c.id == row_of(place, "video", first).id).values(state="failed"))
+    assert run(place, "cluster").state == "done"
+    assert place.model(UID) == "mirrored"
+
+
+def test_embed__takes_turns_with_videos(place: Workplace, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clustered(place, 5, 6)
+    choose(place, Mirrored(embedder))
+    monkeypatch.setattr(jobs, "_EMBED_S", -1.0)
+    ask_again(place, "embed")
+    assert run(place, "embed").state == "due"  # its time is over at once, and it comes again
+
+
+def test_embed__video_that_became_another_meanwhile_is_left_alone(place: Workplace, embedder: Embedder) -> None:
+    (video,) = clustered(place, 5)
+
+    def replaced() -> None:
+        make_clip(Path(place.settings.local_files_root) / "5.mp4", [Scene(40, seed=8)])
+        place.embedder = Mirrored(embedder)
+        ask_again(place, "video", video)
+        run(place, "video", video)
+
+    choose(place, Mirrored(embedder, replaced))
+    ask_again(place, "embed")
+    run(place, "embed")
+    assert models_of(place) == {"efficientnet-lite0": 0, "mirrored": 1}
+
+
+def test_embed__asked_for_where_something_is_missing(place: Workplace, embedder: Embedder) -> None:
+    clustered(place, 5)
+    ask_again(place, "sync")
+    run(place, "sync")
+    assert not [row for row in place.store.ledger.rows() if row.kind == "embed"]
+    choose(place, Mirrored(embedder))
+    ask_again(place, "sync")
+    run(place, "sync")
+    assert row_of(place, "embed").state == "due"
+
+
+def test_embedder__other_weights_under_the_same_name_are_refused(opened: Open) -> None:
+    place = opened()
+    del place.embedder
+    assert place.embedder.name == "efficientnet-lite0"
+    assert place.store.is_same_model("x", np.array([1, 0, 0], np.float32))
+    assert place.store.is_same_model("x", np.array([1, 0.1, 0], np.float32))
+    assert not place.store.is_same_model("x", np.array([0, 1, 0], np.float32))
+    assert not place.store.is_same_model("x", np.array([1, 0], np.float32))
+    with place.store.engine.begin() as connection:
+        connection.execute(update(models).values(probe=np.ones(1280, np.float32).tobytes()))
+    del place.embedder
+    with pytest.raises(EmbedderError, match="is not the model that made the vectors kept under this name"):
+        place.embedder  # noqa: B018

@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lookalike.label_studio import Filter
-from lookalike.labels import LabelRow, Proposal
-from lookalike.records import Clustering, Json, Keyframe, LabelConfig, cluster_name, split_keyframe_id
+from lookalike.labels import Proposal
+from lookalike.records import Clustering, Json, Keyframe, cluster_name, split_keyframe_id
+from lookalike.said import Said as Said
+from lookalike.said import categories_of as categories_of
+from lookalike.said import representatives as representatives
+from lookalike.said import settle as settle
+from lookalike.wire import video_name as video_name
 from workers.timeline import Named, lookup
 
 #: bits of 64 in which the fingerprints of near-duplicates differ at most; four bands of 16 then share at least one
@@ -30,36 +33,25 @@ _BANDS = (0, 16, 32, 48)
 _TITLE_CHARS = 50
 _SUFFIX = " · keyframes"
 #: columns of the Data Manager that tell a person nothing here
-HIDDEN_COLUMNS = (
-    *(f"data.{name}" for name in ("keyframe", "links", "order", "state", "centroid", "category")),
-    *(
-        "completed_at",
-        "cancelled_annotations",
-        "total_predictions",
-        "annotators",
-        "annotations_results",
-        "annotations_ids",
-    ),
-    *(
-        "predictions_results",
-        "predictions_model_versions",
-        "file_upload",
-        "storage_filename",
-        "created_at",
-        "updated_at",
-    ),
-    *("updated_by", "avg_lead_time", "draft_exists", "inner_id"),
+_OUR_COLUMNS = ("order", "state", "centroid", "category")
+_HIDDEN_COLUMNS = (
+    "completed_at",
+    "cancelled_annotations",
+    "total_predictions",
+    "annotators",
+    "annotations_results",
+    "annotations_ids",
+    "predictions_results",
+    "predictions_model_versions",
+    "file_upload",
+    "storage_filename",
+    "created_at",
+    "updated_at",
+    "updated_by",
+    "avg_lead_time",
+    "draft_exists",
+    "inner_id",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """What people agree on about a keyframe."""
-
-    categories: tuple[str, ...]
-    people: tuple[str, ...]
-    annotation: int  # the last one
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +79,6 @@ def describe(uid: str) -> str:
     return f"Keyframes of the videos of project {uid}, kept by Lookalike."
 
 
-def categories_of(config: LabelConfig) -> tuple[str, ...]:
-    return tuple(category for category in config.categories if category != config.reserved)
-
-
 def label_config(categories: Sequence[str], colours: Mapping[str, str], *, multiple: bool) -> str:
     """One picture, one choice, in the order and the colours of the video project."""
     choices = "\n".join(
@@ -110,32 +98,37 @@ def label_config(categories: Sequence[str], colours: Mapping[str, str], *, multi
 """
 
 
-def tabs(categories: Sequence[str]) -> dict[str, Tab]:
-    """By what each is for. Only operators that the Data Manager's page knows: one `in_list` breaks it for good."""
+def tabs(categories: Sequence[str], prefix: str = "") -> dict[str, Tab]:
+    """By what each is for. Only operators that the Data Manager's page knows: one `in_list` breaks it for good.
+
+    `prefix`: of our fields in the tasks' data.
+    """
+    centroid, order, category_, state = (f"data.{prefix}{name}" for name in ("centroid", "order", "category", "state"))
     open_ = Filter("total_annotations", "equal", 0, "Number")
     found = {
-        "next": Tab(
-            "1 · Label these next",
-            (Filter("data.centroid", "equal", "yes"), open_),
-            "data.order",
-            numbers=("data.order",),
-        )
+        "next": Tab("1 · Label these next", (Filter(centroid, "equal", "yes"), open_), order, numbers=(order,)),
     }
     for category in categories:
         found[f"confirm {category}"] = Tab(
             f"2 · Confirm: {category}",
-            (Filter("data.category", "equal", category), open_),
+            (Filter(category_, "equal", category), open_),
             "-predictions_score",
             grid=True,
         )
     found["unsure"] = Tab(
         "3 · Unsure or in conflict",
-        (Filter("data.state", "equal", "conflict"), Filter("data.state", "equal", "unsure")),
-        "data.state",
+        (Filter(state, "equal", "conflict"), Filter(state, "equal", "unsure")),
+        state,
         conjunction="or",
         grid=True,
     )
     return found
+
+
+def hidden_columns(prefix: str = "") -> tuple[str, ...]:
+    """Columns that our tabs leave out."""
+    ours = _OUR_COLUMNS if prefix else (*_OUR_COLUMNS, "keyframe", "links")
+    return (*(f"data.{prefix}{name}" for name in ours), *_HIDDEN_COLUMNS)
 
 
 def tabs_of(made: Mapping[str, int]) -> set[str]:
@@ -162,16 +155,6 @@ def task_data(
         "state": "open",
         "links": f"[{name} at {at}]({link}) · {cluster_name(cluster)}",
     }
-
-
-def video_name(url: str) -> str:
-    """What people call a video: the last part of its address, without the digits that Label Studio puts before it."""
-    parts = urlsplit(url)
-    path = parse_qs(parts.query).get("d", [parts.path])[0]
-    name = PurePosixPath(unquote(path)).name or url
-    head, dash, tail = name.partition("-")
-    upload = dash and len(head) == 8 and all(c in "0123456789abcdef" for c in head)
-    return tail if upload and tail else name
 
 
 # --- near-duplicates ---
@@ -219,49 +202,7 @@ def fold(
     return found
 
 
-def representatives(ids: Sequence[int], leaders: Mapping[int, int]) -> dict[int, int]:
-    """By keyframe, the one that stands for it and its near-duplicates: its leader, or the first that is left."""
-    first: dict[int, int] = {}
-    alive = set(ids)
-    for keyframe in sorted(ids):
-        leader = leaders.get(keyframe, keyframe)
-        first.setdefault(leader, leader if leader in alive else keyframe)
-    return {keyframe: first[leaders.get(keyframe, keyframe)] for keyframe in ids}
-
-
 # --- people's words, and guesses ---
-
-
-def settle(
-    rows: Sequence[LabelRow], standing_for: Mapping[int, int], categories: Sequence[str], *, multiple: bool
-) -> tuple[dict[int, Said], set[int]]:
-    """(what people agree on, keyframes on which they disagree), both by representative.
-
-    A person's last word counts, wherever it was said; different persons must agree. Categories that the labeling
-    configuration no longer has are left out, and so are keyframes that are gone.
-    """
-    last: dict[tuple[int, str], tuple[float, int, set[str]]] = {}
-    for row in sorted(rows, key=lambda row: (row.at, row.annotation)):
-        keyframe = standing_for.get(row.keyframe)
-        if keyframe is None or row.category not in categories:
-            continue
-        _, annotation, said = last.get((keyframe, row.person), (0.0, None, set()))
-        said = said | {row.category} if annotation == row.annotation else {row.category}
-        last[keyframe, row.person] = (row.at, row.annotation, said)
-    words: dict[int, list[tuple[float, int, str, set[str]]]] = defaultdict(list)
-    for (keyframe, person), (at, annotation, said) in last.items():
-        words[keyframe].append((at, annotation, person, said))
-    agreed: dict[int, Said] = {}
-    disputed: set[int] = set()
-    for keyframe, found in words.items():
-        found.sort()
-        said = found[0][3]
-        if any(other[3] != said for other in found) or (len(said) > 1 and not multiple):
-            disputed.add(keyframe)
-        else:
-            order = tuple(category for category in categories if category in said)
-            agreed[keyframe] = Said(order, tuple(word[2] for word in found), found[-1][1], found[-1][0])
-    return agreed, disputed
 
 
 def name(

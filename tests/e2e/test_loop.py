@@ -1,8 +1,7 @@
-"""The loop against a real Label Studio: label centroids as an annotator would, see what follows, undo it."""
+"""The loop over videos, against a real Label Studio: label centroids as an annotator would, see what follows."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -11,14 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import av
-import cv2
-import numpy as np
 import pytest
 import requests
 
@@ -26,152 +21,21 @@ from lookalike import wire
 from lookalike.companion import ask
 from lookalike.errors import LabelStudioUnreachable
 from lookalike.label_studio import LabelStudio
-from lookalike.labels import Companion
-from lookalike.queue import Queue
-from lookalike.settings import Settings
-from lookalike.store import Project, Store, open_store
+from lookalike.undo import undo
+from tests.e2e import loops
+from tests.e2e.loops import CATEGORIES, VERSION, Loop
+from tests.e2e.loops import VIDEOS as CONFIG
 from tests.services import LabelStudioServer, free_port
 from workers import jobs
 from workers import loop as steps
-from workers.undo import undo
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
-
-PICTURES = Path(__file__).parents[3] / "shared" / "data" / "images" / "caltech20"
-CATEGORIES = ("Faces", "Motorbikes", "airplanes", "car_side", "Leopards")
-VERSION = "lookalike-efficientnet-lite0"
-CONFIG = (
-    '<View><Video name="video" value="$video" frameRate="8"/><TimelineLabels name="timeline" toName="video">'
-    '<Label value="Cluster (unnamed)" background="#9aa0a6"/>'
-    + "".join(f'<Label value="{name}" background="#1a73e8"/>' for name in CATEGORIES)
-    + "</TimelineLabels></View>"
-)
-
-
-@dataclass
-class Loop:
-    """A project of five videos, each with two pictures of each category, worked on in this process."""
-
-    studio: LabelStudio
-    place: jobs.Workplace
-    uid: str
-    project: int
-    truth: dict[tuple[str, int], str]  # category by (video's name, scene)
-
-    @property
-    def store(self) -> Store:
-        return self.place.store
-
-    @property
-    def companion(self) -> Companion:
-        found = self.store.labels.companion(self.uid)
-        assert found is not None
-        return found
-
-    def work(self, *kinds: str, until_s: float = 120) -> None:
-        """Do what is due until nothing is, put-off work included."""
-        deadline = time.monotonic() + until_s
-        while time.monotonic() < deadline:
-            waiting = [row for row in self.store.ledger.rows() if row.state in ("due", "running")]
-            assert not [row for row in self.store.ledger.rows() if row.state == "failed"]
-            if not waiting:
-                return
-            for row in self.store.ledger.due(kinds or tuple({row.kind for row in waiting}), 10):
-                getattr(jobs, row.kind)(row.id)
-            time.sleep(0.05)
-        pytest.fail(f"still to do: {waiting}")
-
-    def propagate(self) -> None:
-        """What a webhook asks for."""
-        self.store.want("propagate", self.uid)
-        self.work()
-
-    def tasks(self) -> dict[int, dict[str, Any]]:
-        return {task["id"]: task for task in self.studio.tasks(self.companion.label_studio_id)}
-
-    def truth_of(self, task: dict[str, Any]) -> str:
-        return self.truth[task["data"]["video"], int(task["data"]["time"])]
-
-    def label(self, task: int, category: str) -> int:
-        """As the editor submits it."""
-        result = {"from_name": "category", "to_name": "image", "type": "choices", "value": {"choices": [category]}}
-        path = f"/api/tasks/{task}/annotations/"
-        return int(self.studio._object("POST", path, json={"result": [result], "lead_time": 1.5})["id"])
-
-    def predictions(self) -> dict[int, str]:
-        """Category by task of the companion."""
-        rows = self.studio._list("GET", "/api/predictions/", params={"project": self.companion.label_studio_id})
-        assert len({row["task"] for row in rows}) == len(rows), "two predictions of one task"
-        assert {row["model_version"] for row in rows} <= {VERSION}
-        return {row["task"]: row["result"][0]["value"]["choices"][0] for row in rows}
-
-    def tab(self, key: str) -> list[int]:
-        """The tasks that a person sees in a tab, in order."""
-        params = {"view": self.companion.tabs[key], "page_size": 500, "include": "id"}
-        return [task["id"] for task in self.studio._object("GET", "/api/tasks", params=params)["tasks"]]
-
-    def timelines(self) -> dict[str, list[str]]:
-        """Segments' categories by video."""
-        found = {}
-        for task in self.studio.tasks(self.project):
-            [prediction] = self.studio.predictions(task["id"])
-            name = task["data"]["video"].split("-", 1)[1]
-            found[name] = [region["value"]["timelinelabels"][0] for region in prediction["result"]]
-        return found
-
-
-def _clip(path: Path, pictures: list[Path]) -> None:
-    """A second of each picture, at 8 frames/s."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "18"}
-        for n, picture in enumerate(pictures):
-            image = cv2.resize(cv2.imread(str(picture)), (320, 240))
-            for k in range(8):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="bgr24")
-                frame.pts, frame.time_base = n * 8 + k, Fraction(1, 8)
-                container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 @pytest.fixture(scope="module")
 def loop(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
-    if not PICTURES.exists():
-        pytest.skip(f"no pictures in {PICTURES}")
-    folder = tmp_path_factory.mktemp("loop")
-    studio = label_studio_server.client()
-    made = studio.create_project("Traffic, first cut", CONFIG)
-    uid = wire.project_uid(made["id"], made["created_at"])
-    truth = {}
-    pictures = {name: sorted((PICTURES / name).iterdir()) for name in CATEGORIES}
-    clips = []
-    for n in range(5):
-        scenes = [(name, pictures[name][2 * n + k]) for k in range(2) for name in CATEGORIES]
-        clips.append(folder / f"clip{n}.mp4")
-        _clip(clips[-1], [picture for _, picture in scenes])
-        truth |= {(clips[-1].name, second): name for second, (name, _) in enumerate(scenes)}
-    urls = studio.upload_files(made["id"], clips)
-    studio.import_tasks(made["id"], [{"data": {"video": url}} for url in urls])
-    settings = Settings(
-        data_dir=folder / "data",
-        label_studio_url=label_studio_server.url,
-        label_studio_token=label_studio_server.token,
-        keyframe_share=0.1,
-        clusters=5,
-        port=free_port(),
-    )
-    with contextlib.closing(open_store(settings.sqlalchemy_url)) as store:
-        place = jobs.Workplace(settings, store, Queue(f"unix://{folder}/no-server"), "test")
-        jobs._workplace = place
-        store.put_project(Project(uid, made["id"], made["title"], CONFIG))
-        store.want("sync", uid)
-        found = Loop(studio, place, uid, made["id"], truth)
-        try:
-            found.work()
-            yield found
-        finally:
-            jobs._workplace = None
+    with loops.videos(label_studio_server, tmp_path_factory.mktemp("loop")) as found:
+        yield found
 
 
 def test_loop__every_keyframe_is_a_task_of_the_companion(loop: Loop) -> None:
