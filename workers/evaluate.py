@@ -28,6 +28,8 @@ from workers.clustering import article_cluster
 from workers.companion import categories_of, representatives, settle
 from workers.planner import next_to_label
 from workers.propagation import Propagation, build_graph, propagate
+from workers.retrieval import retrieve
+from workers.retrieval import table as table_of_retrieval
 
 Texts = NDArray[np.str_]
 
@@ -88,13 +90,17 @@ def evaluate(
     return [_mean(results) for results in runs.values()]
 
 
-def actions_to_finish(labels: int, groups: Sequence[Texts], wrong: int) -> int:
-    """Each label is one action, so is confirming in bulk what one list shows for one category, and each correction.
+def actions_to_finish(labels: int, proposed: Texts, wrong: int, left_open: int) -> int:
+    """What a person clicks until every keyframe has its right category; without a tool it is one action per keyframe.
 
-    groups: the guessed categories of each list ("Confirm", "Unsure"), wrong: guesses that are not right. Without a
-    tool it is one action per keyframe.
+    One for each label; one for each category among the `proposed`, whose list is confirmed as a whole (tab 2 in Label
+    Studio: select all, create annotations); one to correct each `wrong` one among them; and one for each keyframe left
+    open: nothing is shown there to confirm, right as the guess may be, it is opened and its category chosen.
+
+    The same for all methods. One that proposes everything leaves nothing open, and its wrong ones must be found among
+    the right ones: looking at a list is no action here, whether 1 or 40 in 100 are wrong.
     """
-    return labels + sum(len(np.unique(group)) for group in groups) + wrong
+    return labels + len(np.unique(proposed)) + wrong + left_open
 
 
 def _lookalike(embeddings: Embeddings, truth: Texts, budget: int, promise: float) -> Result:
@@ -112,7 +118,6 @@ def _lookalike(embeddings: Embeddings, truth: Texts, budget: int, promise: float
     said = {label.keyframe_id: label.category for label in labels}
     guessed = {p.keyframe_id: (p.category, p.score) for p in run.proposed}
     rest = {g.keyframe_id: (g.category, g.score) for g in run.open}
-    lists = [np.array([category for category, _ in group.values()], dtype=truth.dtype) for group in (guessed, rest)]
     right = np.array([known[i] == category for i, (category, _) in guessed.items()], bool)
     everything = list((guessed | rest).items())
     hits = np.array([known[i] == category for i, (category, _) in everything], bool)
@@ -126,7 +131,9 @@ def _lookalike(embeddings: Embeddings, truth: Texts, budget: int, promise: float
         precision=float(right.mean()) if len(right) else None,
         ece=calibration_error(scores, hits),
         classes_seen=len(set(said.values())),
-        actions=actions_to_finish(len(said), lists, int((~hits).sum())),
+        actions=actions_to_finish(
+            len(said), np.array([category for category, _ in guessed.values()]), int((~right).sum()), len(rest)
+        ),
         labels=len(said),
     )
 
@@ -157,7 +164,7 @@ def _everything(method: str, budget: int, truth: Texts, chosen: NDArray[np.int64
         precision=float(right.mean()) if len(right) else None,
         ece=None,
         classes_seen=len(set(truth[chosen].tolist())),
-        actions=actions_to_finish(len(chosen), [guess[rest]], int((~right).sum())),
+        actions=actions_to_finish(len(chosen), guess[rest], int((~right).sum()), 0),
         labels=len(chosen),
     )
 
@@ -278,6 +285,8 @@ def table(results: Sequence[Result], n: int) -> str:
 @click.option("--budget", "budgets", type=click.IntRange(1), multiple=True, help="Labels to spend; may be repeated.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions that are averaged.")
 @click.option("--promise", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True, help="Precision asked.")
+@click.option("--retrieval", is_flag=True, help="Measure instead how well each category is found by examples.")
+@click.option("--examples", type=click.IntRange(1), default=10, show_default=True, help="With --retrieval: of each.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="With --project: that of 'up'.")
 def command(
@@ -286,6 +295,8 @@ def command(
     budgets: tuple[int, ...],
     seeds: int,
     promise: float,
+    retrieval: bool,
+    examples: int,
     as_json: bool,
     data_dir: Path | None,
 ) -> None:
@@ -309,6 +320,9 @@ def command(
         data, truth = read_project(open_store(settings.sqlalchemy_url), project_id, settings.embedder)
         count = len(set(truth))
         usual = {max(2, round(share * len(truth))) for share in _SHARES}
+    if retrieval:
+        found = retrieve(data, truth, examples, seeds)
+        return click.echo(json.dumps(asdict(found)) if as_json else table_of_retrieval(found))
     results = evaluate(data, truth, budgets or sorted(usual), seeds=seeds, promise=promise)
     if as_json:
         about = {"keyframes": len(truth), "categories": count, "seeds": seeds, "promise": promise}
