@@ -26,6 +26,7 @@ COMMANDS = {
     "models": ("lookalike.models", "List the embedding models that are known by name."),
     "prelabel": ("workers.prelabel", "Pre-label a folder of clips, or the tasks of a project."),
     "compare": ("workers.compare", "Show which model and clustering suit your own clips."),
+    "similar": ("workers.similar", "Find more keyframes like these."),
     "evaluate": ("workers.evaluate", "Measure how much labelling a small sample saves."),
     "bench": ("workers.bench", "Measure speed, as ratios in one run."),
 }

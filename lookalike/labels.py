@@ -505,7 +505,7 @@ class Labels:
 
     @contextmanager
     def begin(self, project: str = "") -> Iterator[Connection]:
-        """A transaction for several of the verbs that take one; with `project`, in turn with others that write of it."""
+        """A transaction for several of the verbs that take one; with `project`, in turn with others that write it."""
         with self._begin() as connection:
             if project:
                 in_turn(connection, project)

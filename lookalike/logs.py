@@ -1,10 +1,17 @@
-"""Log lines: to stderr, as text or JSON, without secrets."""
+"""Log lines: to stderr, as text or JSON, without secrets, and with what they are about.
+
+All that is done for a task has one `trace_id`, from the webhook that names it to the delivery of its prediction.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 
 from lookalike.settings import Settings
@@ -15,6 +22,9 @@ _URL_PASSWORD = re.compile(r"(\w+://[^\s/:@]*:)[^\s/@]+@")
 _SIGNED_QUERY = re.compile(r"(?i)\b((?:x-amz-)?(?:signature|security-token|sig|token|access_token)=)[^&\s\"']+")
 
 
+_facts: ContextVar[Mapping[str, object]] = ContextVar("facts")
+
+
 def start_logging(settings: Settings, level: int = logging.INFO) -> None:
     """Send this process's log lines to stderr in the chosen format."""
     handler = logging.StreamHandler()
@@ -23,6 +33,22 @@ def start_logging(settings: Settings, level: int = logging.INFO) -> None:
     # RQ tells each job twice, urllib3 each connection
     for noisy in ("rq.worker", "urllib3", "httpx", "alembic", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@contextmanager
+def about(**facts: object) -> Iterator[None]:
+    """Whatever is logged within tells these facts: as keys in JSON, at the end of the line in text."""
+    token = _facts.set({**_facts.get({}), **facts})
+    try:
+        yield
+    finally:
+        _facts.reset(token)
+
+
+def trace_id(project: str, task: int | None = None) -> str:
+    """The id of all that is done for a task, or for a project as a whole: 32 hexadecimal digits."""
+    subject = f"{project}/{'' if task is None else task}"
+    return hashlib.blake2b(subject.encode(), digest_size=16).hexdigest()
 
 
 def redact(line: str, secrets: tuple[str, ...] = ()) -> str:
@@ -42,6 +68,10 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record), self._secrets)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        facts = " ".join(f"{name}={value}" for name, value in _facts.get({}).items())
+        return super().formatMessage(record) + (f" [{facts}]" if facts else "")
+
 
 class _Json(_Text):
     def format(self, record: logging.LogRecord) -> str:
@@ -50,6 +80,10 @@ class _Json(_Text):
             "level": record.levelname,
             "logger": record.name,
             "message": redact(record.getMessage(), self._secrets),
+            **{
+                name: redact(fact, self._secrets) if isinstance(fact, str) else fact
+                for name, fact in _facts.get({}).items()
+            },
         }
         if record.exc_info:
             line["exception"] = redact(self.formatException(record.exc_info), self._secrets)

@@ -366,7 +366,7 @@ def test_run__every_line_has_the_trace_of_its_task(
     with caplog.at_level(logging.INFO, logger="lookalike.jobs"):
         [video] = clustered(place, 5)
         run(place, "deliver", video)
-    by_job = {str(fact["job"]).split("-")[0]: fact for fact in facts}
+    by_job = {str(fact["job"]).split("-")[0]: fact for fact in facts if "job" in fact}
     assert by_job["video"]["trace_id"] == by_job["deliver"]["trace_id"] == logs.trace_id(UID, 5)
     assert by_job["video"]["task"] == 5
     assert by_job["cluster"]["trace_id"] == logs.trace_id(UID)
@@ -486,7 +486,7 @@ def test_deliver__label_studio_down_now_is_delivered_later(
     opened: Open, studio: FakeStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lookalike.label_studio._FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr("lookalike.ledger._RETRY_FIRST_S", 0.0)
+    monkeypatch.setattr(jobs, "_OUTAGE_S", 0.0)
     place = opened(studio)
     studio.add_task(5, 1, {"video": "x"})
     [video] = clustered(place, 5)

@@ -246,14 +246,14 @@ class TestWorking:
     def test_later__waits_twice_as_long_each_time(self, store: Store, ledger: Ledger) -> None:
         want(store, "1")
         waits = []
-        for _ in range(8):
+        for _ in range(10):
             ledger.later(claim(ledger, "1"), "Label Studio is away")
             waits.append(values(store, "1").next_at - time.time())
             assert ledger.due(["video"], 10) == []
             make_due(store, "1")
-        assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60], abs=0.9)
+        assert waits == pytest.approx([1, 2, 4, 8, 16, 32, 64, 128, 256, 300], abs=0.9)
         assert row(ledger, "1").error == "Label Studio is away"
-        assert row(ledger, "1").tries == 8
+        assert row(ledger, "1").tries == 10
         ledger.finish(claim(ledger, "1"))
         assert (row(ledger, "1").tries, row(ledger, "1").error) == (0, "")
 
@@ -261,6 +261,12 @@ class TestWorking:
         want(store, "1")
         ledger.later(claim(ledger, "1"), "come back", delay_s=300)
         assert values(store, "1").next_at == pytest.approx(time.time() + 300, abs=5)
+
+    def test_later__what_does_not_count_is_no_try(self, store: Store, ledger: Ledger) -> None:
+        want(store, "1")
+        for _ in range(3):
+            ledger.later(claim(ledger, "1"), "the disk is full", delay_s=0, counts=False)
+        assert (row(ledger, "1").tries, row(ledger, "1").error) == (0, "the disk is full")
 
     def test_later__is_no_crash(self, store: Store, ledger: Ledger) -> None:
         want(store, "1")
@@ -336,6 +342,49 @@ class TestLooking:
         assert ledger.counts(PROJECT) == {("video", "done"): 1, ("video", "due"): 2, ("video", "running"): 1}
         assert ledger.counts()[("video", "due")] == 3
         assert ledger.unfinished("video", PROJECT) == 2  # "2" waits for something that may never come
+
+    def test_waits__since_it_was_asked_for(self, store: Store, ledger: Ledger) -> None:
+        """However often it is tried meanwhile: that is what somebody is to be woken up by."""
+        want(store, "1", delay_s=-100)
+        want(store, "2", kind="sync", delay_s=60)
+        ledger.later(claim(ledger, "1"), "not now", delay_s=0)
+        mine = claim(ledger, "1")
+        assert ledger.waits() == {"video": pytest.approx(100, abs=2), "sync": 0}
+        want(store, "1")
+        ledger.finish(mine)  # and once more
+        assert ledger.waits()["video"] == pytest.approx(0, abs=2)
+        ledger.fail(claim(ledger, "1"), "no")
+        assert set(ledger.waits()) == {"sync"}
+        ledger.retry()
+        assert ledger.waits()["video"] == pytest.approx(0, abs=2)
+
+    def test_tally__counts_endings_and_durations(self, store: Store, ledger: Ledger) -> None:
+        ledger.tally("video", "done", "", [("whole", 12.0), ("fetching", 0.05)])
+        ledger.tally("video", "done", "", [("whole", 8.0), ("fetching", 5000.0)])
+        ledger.tally("video", "later", "MediaUnreachable", [])
+        assert ledger.endings() == {("video", "done", ""): 2, ("video", "later", "MediaUnreachable"): 1}
+        found = ledger.durations()
+        assert set(found) == {("video", "whole"), ("video", "fetching")}
+        assert [(bound, n) for bound, n, _ in found["video", "whole"] if n] == [(10.0, 1), (30.0, 1)]
+        assert [(bound, n, s) for bound, n, s in found["video", "fetching"] if n] == [
+            (0.1, 1, 0.05),
+            (float("inf"), 1, 5000.0),
+        ]
+        assert len({len(buckets) for buckets in found.values()}) == 1
+
+    def test_tally__from_many_sides_loses_none(self, ledger: Ledger) -> None:
+        stages = [("whole", 1.0), ("a", 0.5), ("b", 0.5)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: ledger.tally("video", "done", "", stages[:: 1 if n % 2 else -1]), range(40)))
+        assert ledger.endings() == {("video", "done", ""): 40}
+        assert sum(count for _, count, _ in ledger.durations()["video", "b"]) == 40
+
+    def test_release__counts_the_workers_that_died(self, store: Store, ledger: Ledger) -> None:
+        want(store, "1", "2")
+        claim(ledger, "1", "dead")
+        ledger.release("dead")
+        ledger.release("nobody")
+        assert ledger.endings() == {("video", "died", ""): 1}
 
     def test_due__does_not_read_all_that_waits(self, store: Store, ledger: Ledger) -> None:
         """The supervisor asks twice a second: 100,000 rows sorted each time were 46 ms, the walk along the index 2."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lookalike.logs import redact, start_logging
+from lookalike.logs import about, redact, start_logging, trace_id
 from lookalike.settings import Settings
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJ0b2tlbiI6Mn0.s3cret_signature-x"
@@ -94,6 +94,30 @@ def test_log__json_is_one_object_a_line(root_logger: logging.Logger) -> None:
     assert "exception" not in first
     assert second["exception"].startswith("Traceback")
     assert second["exception"].endswith("KeyError: 'x'")
+
+
+def test_about__lines_tell_what_they_are_about(root_logger: logging.Logger) -> None:
+    log = logging.getLogger("lookalike.test")
+    out = lines(root_logger, Settings(log_format="json", label_studio_token="sesame-token"))
+    with about(project="7.1", task=3):
+        with about(trace_id="abc", why="sesame-token"):
+            log.info("done")
+        log.info("still")
+    log.info("nothing")
+    first, second, third = (json.loads(line) for line in out.getvalue().splitlines())
+    assert (first["project"], first["task"], first["trace_id"], first["why"]) == ("7.1", 3, "abc", "[secret]")
+    assert (second["task"], "trace_id" in second) == (3, False)
+    assert "task" not in third
+    out = lines(root_logger, Settings())
+    with about(task=3, trace_id="abc"):
+        log.info("done")
+    assert out.getvalue().endswith(" INFO lookalike.test: done [task=3 trace_id=abc]\n")
+
+
+def test_trace_id__is_one_for_a_task_and_another_for_each_other() -> None:
+    assert trace_id("7.1", 3) == trace_id("7.1", 3)
+    assert len({trace_id("7.1", 3), trace_id("7.1", 4), trace_id("7.2", 3), trace_id("7.1"), trace_id("7.2")}) == 5
+    assert len(trace_id("7.1", 3)) == 32
 
 
 def test_log__text_is_readable(root_logger: logging.Logger) -> None:

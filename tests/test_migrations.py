@@ -160,13 +160,13 @@ def test_upgrade__a_newer_ledger_is_refused(store_url: str, engine: Engine) -> N
 def test_upgrade__one_that_fails_leaves_all_as_it_was(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     make_first(engine)
     before = set(inspect(engine).get_table_names())
-    bring = migrations._bring
+    bring = migrations.bring
 
     def broken(*args: Any) -> None:
         bring(*args)
         raise OSError("the disk is on fire")
 
-    monkeypatch.setattr(migrations, "_bring", broken)
+    monkeypatch.setattr(migrations, "bring", broken)
     with pytest.raises(OSError, match="on fire"):
         migrations.upgrade(engine)
     assert set(inspect(engine).get_table_names()) == before

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -136,6 +137,62 @@ class TestOpening:
         with contextlib.closing(other), other.engine.connect() as connection:
             assert connection.execute(text("select pg_terminate_backend(:number)"), {"number": number}).scalar_one()
         store.ping()
+
+
+class TestAtOnce:
+    def test_everything__waits_for_nothing_that_waits_for_it(self, store: Store, project: str) -> None:
+        """PostgreSQL locks row by row: without an order, two transactions wait for each other, and one is ended."""
+        videos = add(store, *range(1, 9))
+        for video in videos:
+            finish_video(store, video)
+        until = time.monotonic() + 3
+        done: Counter[str] = Counter()
+
+        def again(name: str, act: Any) -> None:
+            while time.monotonic() < until:
+                with contextlib.suppress(ClaimLost, AssertionError, ValueError):  # another was quicker, or it is gone
+                    act()
+                done[name] += 1
+
+        def fresh() -> list[int]:
+            return [video.id for video in store.videos(PROJECT)]
+
+        def come_and_go() -> None:
+            store.delete_videos(PROJECT, [5, 3, 7, 1])
+            add(store, 1, 3, 5, 7)
+
+        def move() -> None:
+            store.add_videos(PROJECT, [(n, f"/data/{n}-{time.time()}.mp4", {}) for n in (2, 3, 4)])
+
+        def deliver() -> None:
+            for row in store.ledger.due(["deliver"], 4):
+                mine = store.ledger.claim(row.id, "w", lease_s=60, max_crashes=10**6)
+                if mine is not None:
+                    store.put_delivered(mine, "d")
+
+        def extract() -> None:
+            for row in store.ledger.due(["video"], 4):
+                mine = store.ledger.claim(row.id, "w", lease_s=60, max_crashes=10**6)
+                if mine is not None:
+                    found = extraction(int(row.subject))
+                    store.put_extraction(mine, found, embeddings(found))
+
+        def group() -> None:
+            store.want("cluster", PROJECT)
+            put_clustering(store, {video: {"result": [time.time()]} for video in fresh()})
+
+        acts = {
+            "come and go": come_and_go,
+            "move": move,
+            "deliver": deliver,
+            "extract": extract,
+            "group": group,
+            "answer": lambda: store.answering(PROJECT, fresh(), 0.0),
+        }
+        with ThreadPoolExecutor(2 * len(acts)) as pool:
+            for ended in [pool.submit(again, name, act) for name, act in 2 * list(acts.items())]:
+                ended.result()
+        assert min(done[name] for name in acts) > 2, done
 
 
 class TestVideos:
@@ -408,6 +465,11 @@ class TestStatus:
         assert (now().state, now().error) == ("delivered", "")
         assert store.video_status("8.2026") == []
         assert store.video_status() == [now()]
+        assert store.video_status(PROJECT, states=("delivered",)) == [now()]
+        assert store.video_status(PROJECT, states=("failed", "queued")) == []
+        assert store.video_status(PROJECT, after=video) == []
+        add(store, 2, 3)
+        assert store.video_counts(PROJECT) == {"delivered": 1, "queued": 2}
 
     def test_video_status__of_many(self, store: Store, project: str) -> None:
         add(store, *range(3000))

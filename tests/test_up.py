@@ -164,20 +164,6 @@ def test_check_machine__disk_and_ports(tmp_path: Path, busy_port: int) -> None:
         up._check_machine(settings.with_(disk_free_mb=1e12), [free_port()])
 
 
-def test_locked__one_per_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    with up._locked(folder), pytest.raises(SetupError, match="another 'lookalike up' uses"), up._locked(folder):
-        pytest.fail("the folder was locked twice")
-    with up._locked(folder):  # free again
-        assert folder.stat().st_mode & 0o077 == 0
-
-
-def test_locked__a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SetupError, match="cannot be used: File exists"), up._locked(tmp_path / "file"):
-        pytest.fail("a file was locked")
-
-
 @pytest.mark.parametrize(
     ("states", "line", "finished"),
     [

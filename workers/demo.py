@@ -85,8 +85,11 @@ def is_up(url: str) -> bool:
 
 
 def with_token(url: str, login: Login, path: Path) -> Login:
-    """The login with its personal access token, made and remembered."""
-    login = replace(login, token=first_token(url, login.email, login.password))
+    """The login with its personal access token, made and remembered.
+
+    One that was made but not remembered, because we were killed in between, is of no use to anybody.
+    """
+    login = replace(login, token=first_token(url, login.email, login.password, replace=True))
     login.save(path)
     return login
 

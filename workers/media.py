@@ -43,6 +43,7 @@ from lookalike.errors import (
     LabelStudioUnreachable,
     LookalikeError,
     MediaError,
+    MediaHeldUp,
     MediaUnreachable,
 )
 from lookalike.label_studio import LabelStudio
@@ -80,7 +81,10 @@ def fetch(media: Media, into: Path, settings: Settings, label_studio: LabelStudi
     local = _local_file(url, settings, label_studio)
     if local is not None:
         return local
+    sought = settings.local_files_root if url.startswith("/data/local-files") else ""
     if url.startswith("/"):
+        if label_studio is None and sought:
+            raise MediaError(f"{shown_url(url)} does not exist below {sought}; put it there, or correct the task")
         if label_studio is None:
             raise MediaError(f"{shown_url(url)} is Label Studio's, and none is connected; set label_studio_url")
         url = label_studio.url + url
@@ -96,6 +100,10 @@ def fetch(media: Media, into: Path, settings: Settings, label_studio: LabelStudi
         with _opened(url, settings, label_studio) as response:
             _save(response, part, settings, shown_url(url))
         part.rename(target)
+    except MediaError as error:
+        if error.temporary or not sought:
+            raise
+        raise MediaError(f"{shown_url(media.url)} does not exist below {sought}, and Label Studio: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     return target
@@ -267,7 +275,7 @@ def _ask_label_studio(url: str, label_studio: LabelStudio) -> requests.Response:
     try:
         return label_studio.open_media(url)
     except (LabelStudioUnreachable, LabelStudioRefused) as error:  # a new token may mend it
-        raise MediaUnreachable(str(error)) from None
+        raise (MediaHeldUp if error.outage else MediaUnreachable)(str(error)) from None
     except LabelStudioError as error:
         raise MediaError(str(error)) from None
 
@@ -328,7 +336,7 @@ def _check_size(size: float, limit: float, shown: str) -> None:
 def _check_disk(folder: Path, coming: int, settings: Settings) -> None:
     free_mb = (shutil.disk_usage(folder).free - max(coming, 0)) / _MB
     if free_mb < settings.disk_free_mb:
-        raise MediaUnreachable(
+        raise MediaHeldUp(
             f"waiting for disk: {folder} would have {max(free_mb, 0):.0f} MB left, and disk_free_mb is "
             f"{settings.disk_free_mb:g}; make room"
         )

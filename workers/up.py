@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import logging
 import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import click
 
 from lookalike import wire
 from lookalike.errors import LabelStudioUnreachable, QueueError, SettingsError, SetupError
+from lookalike.folder import locked
 from lookalike.label_config import shipped_config
 from lookalike.label_studio import LabelStudio
 from lookalike.logs import start_logging
@@ -88,12 +88,18 @@ def command(
     start_logging(settings, logging.WARNING)
     stopping = stop_on_signals()
     with contextlib.ExitStack() as held:
-        held.enter_context(_locked(settings.data_dir))
+        held.enter_context(locked(settings.data_dir))
         _check_machine(settings, [settings.port, studio_port] if with_demo else [settings.port])
         store = held.enter_context(contextlib.closing(open_store(settings.sqlalchemy_url)))
         if not settings.store_url:
             store.ledger.release()  # the ledger is ours alone, so whoever held something died with its `up`
-        found = _clips(settings, clips) if with_demo else []
+        try:
+            found = _clips(settings, clips) if with_demo else []
+        except SetupError:
+            if stopping():  # Ctrl-C ended the pip that fetches them, too
+                _say("stopping …")
+                return
+            raise
         with Supervisor(settings.data_dir / "logs") as supervisor:
             try:
                 _start(supervisor, settings, store, stopping, label_studio_bin, found, with_demo)
@@ -334,22 +340,6 @@ def _check_machine(settings: Settings, ports: list[int]) -> None:
     needed = max(_NEEDED_MB, settings.disk_free_mb)
     if free_mb < needed:
         raise SetupError(f"{settings.data_dir} has {free_mb:.0f} MB free and {needed:.0f} MB are needed; make room")
-
-
-@contextlib.contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
-    """One `up` per data folder."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (data_dir / "lock").open("w")
-    except OSError as error:
-        raise SetupError(f"the folder {data_dir} cannot be used: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SetupError(f"another 'lookalike up' uses {data_dir}; stop it, or name another --data-dir") from None
-        yield
 
 
 class _Stopped(Exception):

@@ -8,6 +8,8 @@ Versions are numbered 0001, 0002, … without branches; the newest is what `look
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,13 @@ def upgrade(engine: Engine, to: str = "") -> None:
     with engine.execution_options(reads=True).connect() as connection:
         if _check(connection, wanted) == wanted and inspect(connection).has_table("alembic_version"):
             return
+    with changing(engine) as connection:
+        bring(connection, wanted)
+
+
+@contextmanager
+def changing(engine: Engine) -> Iterator[Connection]:
+    """A transaction in which tables may be made and changed, while all others who would do so wait."""
     sqlite = engine.dialect.name == "sqlite"
     with engine.connect() as connection:
         if sqlite:  # a step that has to copy a table drops the old one, and with it every row that refers to it
@@ -56,10 +65,26 @@ def upgrade(engine: Engine, to: str = "") -> None:
             with connection.begin():
                 if not sqlite:
                     connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-                _bring(connection, wanted)
+                yield connection
         finally:
             if sqlite:
                 _switch_foreign_keys(connection, "ON")
+
+
+def bring(connection: Connection, to: str = "") -> None:
+    """What `upgrade` does, within `changing`."""
+    from alembic import command
+
+    wanted = to or newest()
+    now = _check(connection, wanted)  # again: another process may have been quicker
+    config = _config(connection)
+    if now is None and wanted == newest():
+        metadata.create_all(connection)
+        command.stamp(config, wanted)
+        return
+    if now is not None:
+        command.stamp(config, now)
+    command.upgrade(config, wanted)
 
 
 def write(message: str) -> Path:
@@ -78,20 +103,6 @@ def write(message: str) -> Path:
     assert made is not None
     assert not isinstance(made, list)
     return Path(made.path)
-
-
-def _bring(connection: Connection, wanted: str) -> None:
-    from alembic import command
-
-    now = _check(connection, wanted)  # again: another process may have been quicker
-    config = _config(connection)
-    if now is None and wanted == newest():
-        metadata.create_all(connection)
-        command.stamp(config, wanted)
-        return
-    if now is not None:
-        command.stamp(config, now)
-    command.upgrade(config, wanted)
 
 
 def _check(connection: Connection, wanted: str) -> str | None:

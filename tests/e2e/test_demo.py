@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -249,8 +250,36 @@ def test_demo__the_same_folder_twice_is_one_sentence(demo: Demo) -> None:
     assert "another 'lookalike up' uses" in output[-1]
 
 
+def test_demo__the_token_is_nowhere_but_in_its_file(demo: Demo) -> None:
+    """After all of the above: neither in logs, the queue, the ledger, arguments of processes, metrics, nor pages."""
+    token = json.loads((demo.data_dir / "login.json").read_text())["token"].encode()
+    signature = token.rsplit(b".", 1)[1]
+    looks_like_one = re.compile(rb"eyJ[\w-]{10,}\.eyJ[\w-]{10,}")  # a JSON Web Token: those that we were lent, too
+    searched = 0
+    for path in demo.data_dir.rglob("*"):
+        # Label Studio keeps its own tokens; what we downloaded or were given to keep is no text
+        if path.is_file() and path.name != "login.json" and "label-studio" not in path.parts and path.suffix != ".jpg":
+            content = path.read_bytes()
+            assert signature not in content, path
+            assert not looks_like_one.search(content), path
+            searched += 1
+    assert searched > 5
+    assert {"ledger.sqlite3", "appendonlydir", "backend.log"} <= {path.name for path in demo.data_dir.rglob("*")}
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert signature not in entry.read_bytes()
+    for page in ("/metrics", "/health", "/ready", "/login", "/versions", "/no-such-page"):
+        answer = requests.get(demo.backend + page, timeout=10)
+        assert signature not in answer.content, page
+        assert b"Traceback" not in answer.content, page
+    assert signature.decode() not in "".join(demo.output)
+
+
 def test_demo__stops_and_comes_back_with_everything(demo: Demo) -> None:
-    """The last test of the module: Ctrl-C, no process left, then the same data again."""
+    """The last test of the module: Ctrl-C, no process left, then the same data again.
+
+    It comes back without its token, as if it had been killed between making and remembering it.
+    """
     before = {task["id"]: demo.studio.predictions(task["id"])[0]["id"] for task in demo.tasks()}
     demo.process.send_signal(signal.SIGINT)
     assert demo.process.wait(60) == 0
@@ -260,9 +289,12 @@ def test_demo__stops_and_comes_back_with_everything(demo: Demo) -> None:
         except OSError:
             continue  # it ended meanwhile
     ports = int(demo.url.rsplit(":", 1)[1]), int(demo.backend.rsplit(":", 1)[1])
+    login = json.loads((demo.data_dir / "login.json").read_text())
+    (demo.data_dir / "login.json").write_text(json.dumps(login | {"token": ""}))
     process, output = _start(demo.data_dir, ports)
     try:
         _wait_for(output, "ready:", process, 120)
+        demo.studio = LabelStudio(demo.url, json.loads((demo.data_dir / "login.json").read_text())["token"])
         after = {task["id"]: demo.studio.predictions(task["id"])[0]["id"] for task in demo.tasks()}
         assert after == before
     finally:
