@@ -17,6 +17,7 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException
 
 from backend import access, api, contract, pages, sheets
+from backend import map as map_page
 from backend.metrics import Metrics
 from lookalike.errors import (
     LabelConfigError,
@@ -145,6 +146,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(access.blueprint())
     app.register_blueprint(api.blueprint())
     app.register_blueprint(pages.blueprint())
+    app.register_blueprint(map_page.blueprint())
     app.register_blueprint(sheets.blueprint())
     return app
 

@@ -224,7 +224,7 @@ def project_of(label_studio_id: int) -> Project:
 def tiles(project: Project, ids: Sequence[int]) -> list[Tile]:
     """These keyframes for the macro `tile`, in this order; those that are gone or another project's are left out."""
     here = services()
-    found = here.store.clustering(project.uid, here.settings.embedder)
+    found = here.store.clustering(project.uid, here.store.serving(project.uid, here.settings.embedder))
     return access.access().views.tiles(project, ids, found[0] if found else None)
 
 

@@ -209,6 +209,33 @@ class Views:
             )
         return [found[keyframe] for keyframe in ids if keyframe in found]
 
+    def named(self, project: Project) -> dict[int, tuple[str, float]]:
+        """(category, confidence) of all keyframes that people or we have named; "" where people disagree.
+
+        The whole project, for its map: 0.3 s for 50,000 keyframes.
+        """
+        t, p = keyframe_tasks.c, propagated.c
+        with self._read() as connection:
+            rows = connection.execute(select(t.keyframe, t.leader).where(t.project == project.uid)).all()
+            standing_for = {row[0]: row[1] for row in rows}
+            said, disputed = _said(connection, project, standing_for, whole=True)
+            query = select(p.keyframe, p.category, p.score).where(p.project == project.uid, p.state == "proposed")
+            found = {row[0]: (row[1], row[2]) for row in connection.execute(query.order_by(p.score))}
+        found |= {leader: (", ".join(word.categories), 1.0) for leader, word in said.items()}
+        found |= dict.fromkeys(disputed, ("", 0.0))
+        return {keyframe: found[leader] for keyframe, leader in standing_for.items() if leader in found}
+
+    def video_names(self, uid: str, ids: Sequence[int]) -> list[str]:
+        """What people call these videos, in this order; "" for one that is gone."""
+        c = videos.c
+        with self._read() as connection:
+            found = {
+                row[0]: video_name(row[1])
+                for some in portions(ids)
+                for row in connection.execute(select(c.id, c.url).where(c.project == uid, c.id.in_(some)))
+            }
+        return [found.get(video, "") for video in ids]
+
     def sight(self, keyframe: int) -> Sight | None:
         """Where a keyframe's picture may be had; None if there is no such keyframe."""
         own = select(
@@ -267,20 +294,17 @@ def _groups(connection: Connection, project: str, ids: Sequence[int]) -> dict[in
 
 
 def _said(
-    connection: Connection, project: Project, standing_for: Mapping[int, int]
+    connection: Connection, project: Project, standing_for: Mapping[int, int], *, whole: bool = False
 ) -> tuple[dict[int, Said], set[int]]:
-    """What people say of these groups, by leader."""
+    """What people say of these groups, by leader; `whole`: they are all of the project's."""
     try:
         config = parse_label_config(project.label_config)
     except LabelConfigError:
         return {}, set()
     c = labels.c
     query = select(c.keyframe, c.category, c.source, c.task, c.annotation, c.person, c.at)
-    rows = [
-        LabelRow(*row)
-        for some in portions(list(standing_for))
-        for row in connection.execute(query.where(c.keyframe.in_(some)))
-    ]
+    chosen = [c.project == project.uid] if whole else [c.keyframe.in_(some) for some in portions(list(standing_for))]
+    rows = [LabelRow(*row) for some in chosen for row in connection.execute(query.where(some))]
     return settle(rows, standing_for, categories_of(config), multiple=config.multiple)
 
 

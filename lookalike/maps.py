@@ -1,0 +1,62 @@
+"""A project's map as it is kept: where each keyframe lies in two dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Engine, select
+
+from lookalike.ledger import Claim, Ledger, Work, insert, reader, translated
+from lookalike.schema import maps, work
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Keyframes that look alike lie side by side."""
+
+    keyframe_ids: NDArray[np.int64]  # (n,) ascending
+    places: NDArray[np.float32]  # (n, 2) within -1 … 1
+    fitted: int  # keyframes that there were when all of it was drawn
+
+    def __post_init__(self) -> None:
+        if self.places.shape != (len(self.keyframe_ids), 2):
+            raise ValueError(f"places must be ({len(self.keyframe_ids)}, 2), got {self.places.shape}")
+
+
+class Maps:
+    """Verbs on maps. Each raises StoreError where the database does not answer."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._reader = reader(engine)
+
+    def get(self, project: str, model: str) -> Map | None:
+        c = maps.c
+        query = select(c.keyframe_ids, c.places, c.fitted).where(c.project == project, c.model == model)
+        with translated(), self._reader.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        if row is None:
+            return None
+        places = np.frombuffer(row[1], np.float32).reshape(-1, 2)
+        return Map(np.frombuffer(row[0], np.int64), places, row[2])
+
+    def work(self, project: str) -> Work | None:
+        """What the drawing of a project's map is doing."""
+        c = work.c
+        query = select(*(c[name] for name in Work.__dataclass_fields__)).where(c.kind == "map", c.subject == project)
+        with translated(), self._reader.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return Work(*row) if row else None
+
+    def put(self, ledger: Ledger, claim: Claim, model: str, drawn: Map) -> None:
+        """Keep a project's map and end the work that made it. Raises ClaimLost where another worker has taken over."""
+        values = {
+            "keyframe_ids": np.ascontiguousarray(drawn.keyframe_ids, np.int64).tobytes(),
+            "places": np.ascontiguousarray(drawn.places, np.float32).tobytes(),
+            "fitted": drawn.fitted,
+        }
+        with translated(), ledger.finishing(claim) as connection:
+            statement = insert(connection, maps).values(project=claim.project, model=model, **values)
+            connection.execute(statement.on_conflict_do_update(index_elements=["project", "model"], set_=values))
