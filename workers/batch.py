@@ -59,7 +59,7 @@ def prelabel(
         results = work_through(found.sources, archive, workers)
     with clock.stage("clustering"):
         numbers, before = _last_run(archive)
-        done = _numbered([result for result in results if result.extraction], numbers)
+        done = numbered([result for result in results if result.extraction], numbers)
         embeddings = _embeddings(done, settings.embedder)
         grouped = clustering.cluster(embeddings, settings.clusters, settings.seed, settings.clustering)
         if before:
@@ -70,7 +70,7 @@ def prelabel(
             _write_embeddings(archive, done, embeddings, grouped)
             _write_json(out / "tasks.json", _tasks(config, done, grouped, addresses, settings, noun))
             _write(out / "label_config.xml", label_config)
-            shown = list(_shown(archive, done))
+            shown = list(shown_frames(archive, done))
             write_sheet(out / "clusters.html", shown, grouped, files=len(done), failed=failed, noun=noun)
     totals = {
         "files": len(done) + len(failed),
@@ -138,7 +138,7 @@ def _last_run(archive: Archive) -> tuple[dict[str, int], Clustering | None]:
         return {}, None  # none, or from another version
 
 
-def _numbered(done: Sequence[Result], numbers: dict[str, int]) -> list[Result]:
+def numbered(done: Sequence[Result], numbers: dict[str, int]) -> list[Result]:
     """The results by number, the files known before having theirs, so that keyframe ids ascend and stay the same."""
     free = max(numbers.values(), default=0) + 1
     numbered = []
@@ -200,7 +200,7 @@ def _tasks(
     return tasks
 
 
-def _shown(archive: Archive, done: Sequence[Result]) -> Iterator[Shown]:
+def shown_frames(archive: Archive, done: Sequence[Result]) -> Iterator[Shown]:
     for result in done:
         assert result.extraction is not None
         aspect = result.extraction.facts.width_px / result.extraction.facts.height_px

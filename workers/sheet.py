@@ -76,14 +76,9 @@ def write_sheet(
     other one. `noun`: what they are, in the singular.
     """
     sections = list(sections_of(shown, clustering))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("sheet.html").stream(
+    render(
+        "sheet.html",
+        path,
         sections=sections,
         failed=failed,
         noun=noun,
@@ -91,6 +86,18 @@ def write_sheet(
         keyframes=len(shown),
         clusters=sum(section.centroid is not None for section in sections),
     )
+
+
+def render(template: str, path: Path, **values: object) -> None:
+    """Write a page from a template beside this file, whole or not at all."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template(template).stream(**values)
     page.enable_buffering(200)
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
