@@ -1,61 +1,30 @@
-"""Embedders: the vectors that plain transformers gives, faster; and a sentence where there is no such model.
+"""Embedders: the vectors that plain transformers gives, faster, whatever the model, its size and what it takes.
 
-Every family is held against transformers' own processor and model, one picture at a time in float32.
+Every family is held against transformers' own processor and model, one picture at a time in float32: small, and at its
+real size with random weights. tests/models.py has what that is.
 """
 
 from __future__ import annotations
 
-import json
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
 
 from lookalike.errors import EmbedderError
-from workers import embedders
-from workers.embedders import lite0_folder, open_embedder
+from lookalike.models import CARDS
+from tests.models import FAMILIES, SMALL, VIT, cosines, pictures, plain, real_families, saved, square
+from workers import embedders, inference
+from workers.embedders import open_embedder
+from workers.weights import lite0_folder
 
 PHOTOS = Path(__file__).parents[1] / "../shared/data/images/caltech20"
-
-
-def pictures(n=6, seed=0):
-    """Pictures of many sizes with slopes, shapes and grain; some small, some upright."""
-    random = np.random.default_rng(seed)
-    sizes = [(720, 1280), (240, 320), (300, 200), (97, 131), (32, 48), (224, 224), (500, 333)]
-    made = []
-    for number in range(n):
-        height, width = sizes[number % len(sizes)]
-        canvas = np.zeros((height, width, 3), np.uint8)
-        canvas[:] = np.linspace(0, 255, width)[None, :, None] * random.uniform(0.3, 1, 3)
-        for _ in range(6):
-            centre = random.integers(0, width), random.integers(0, height)
-            cv2.circle(canvas, [int(c) for c in centre], max(3, height // 6), random.integers(0, 255, 3).tolist(), -1)
-        grain = random.normal(0, 6, canvas.shape)
-        made.append((canvas + grain).clip(0, 255).astype(np.uint8))
-    return made
-
-
-def cosines(a, b):
-    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-
-
-def plain(folder, images, pool):
-    """What transformers gives, one by one in float32."""
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # with more, small tensors mostly wait for each other
-    try:
-        with torch.no_grad():
-            inputs = [processor(images=Image.fromarray(image), return_tensors="pt") for image in images]
-            return np.stack([pool(model, i).numpy() for i in inputs])
-    finally:
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +63,7 @@ def test_lite0__equals_plain_transformers(cache, lite0):
 
 
 def test_lite0__float32_equals_plain_transformers_closely(cache, monkeypatch):
-    monkeypatch.setattr(embedders, "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(inference, "_has_bfloat16", lambda device: False)
     images = pictures(7)
     truth = plain(lite0_folder(cache), images, lambda model, i: model(**i).pooler_output[0])
     vectors = open_embedder("efficientnet-lite0", device="cpu", cache_dir=cache).embed(images)
@@ -153,117 +122,12 @@ def test_lite0__photos_are_nearest_to_photos_of_the_same_thing(lite0):
     assert (most == classes).mean() > 0.95
 
 
-def test_lite0__unpacked_twice_at_once(tmp_path):
-    with ThreadPoolExecutor(2) as pool:
-        folders = list(pool.map(lite0_folder, [tmp_path, tmp_path]))
-    assert folders == [tmp_path / "efficientnet-lite0"] * 2
-    assert list(tmp_path.iterdir()) == folders[:1]
-
-
-def test_lite0__cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(EmbedderError, match="cannot be unpacked to"):
-        lite0_folder(tmp_path / "file" / "cache")
-
-
 # --- every family, small and random, against plain transformers
-
-VIT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-SMALL = {"image_size": 64, "patch_size": 16}
-
-
-def square(side=64):
-    return transformers.ViTImageProcessorPil(size={"height": side, "width": side})
-
-
-def cropped(edge=72, side=64):
-    size, crop = {"shortest_edge": edge}, {"height": side, "width": side}
-    return transformers.CLIPImageProcessorPil(size=size, crop_size=crop)
-
-
-def class_token(model, inputs):
-    return model(**inputs).last_hidden_state[0, 0]
-
-
-def pooled(model, inputs):
-    return model(**inputs).pooler_output[0].flatten()
-
-
-def tokens_summed(model, inputs):
-    model.config.mask_ratio = 0.0
-    return model(**inputs).last_hidden_state[0].sum(0)
-
-
-def image_features(model, inputs):
-    return model.get_image_features(**inputs).pooler_output[0]
-
-
-TEXT = {**VIT, "vocab_size": 99}
-FAMILIES = {
-    "vit": (lambda: transformers.ViTModel(transformers.ViTConfig(**VIT, **SMALL)), square, class_token, 48),
-    "vit_mae": (lambda: transformers.ViTMAEModel(transformers.ViTMAEConfig(**VIT, **SMALL)), square, tokens_summed, 48),
-    "dinov2": (
-        lambda: transformers.Dinov2Model(
-            transformers.Dinov2Config(
-                hidden_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=16
-            )
-        ),
-        cropped,
-        pooled,
-        48,
-    ),
-    "clip": (
-        lambda: transformers.CLIPModel(
-            transformers.CLIPConfig(text_config=TEXT, vision_config={**VIT, **SMALL}, projection_dim=24)
-        ),
-        cropped,
-        image_features,
-        24,
-    ),
-    "convnext": (
-        lambda: transformers.ConvNextModel(transformers.ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)),
-        lambda: transformers.ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.875),
-        pooled,
-        32,
-    ),
-    "resnet": (
-        lambda: transformers.ResNetModel(
-            transformers.ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1])
-        ),
-        cropped,
-        pooled,
-        32,
-    ),
-    "efficientnet": (
-        lambda: transformers.EfficientNetModel(
-            transformers.EfficientNetConfig(width_coefficient=0.25, depth_coefficient=0.5, hidden_dim=320)
-        ),
-        # as google/efficientnet-b0 ships: normalised twice
-        lambda: transformers.EfficientNetImageProcessorPil(size={"height": 64, "width": 64}, include_top=True),
-        pooled,
-        320,
-    ),
-}
-
-
-def saved(folder, family):
-    make_model, make_processor, pool, dim = FAMILIES[family]
-    torch.manual_seed(1)
-    model = make_model()
-    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        torch.nn.init.ones_(norm.weight)
-        norm.momentum = 1.0
-    with torch.no_grad():
-        if family in ("efficientnet", "resnet"):  # the norms get to know some pictures, else the signal fades away
-            model.train()(pixel_values=torch.randn(8, 3, 64, 64))
-    model.save_pretrained(folder)
-    make_processor().save_pretrained(folder)
-    return pool, dim
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family__equals_plain_transformers(family, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedders, "_has_bfloat16", lambda device: False)
+    monkeypatch.setattr(inference, "_has_bfloat16", lambda device: False)
     pool, dim = saved(tmp_path, family)
     images = pictures(7)
     embedder = open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path)
@@ -296,37 +160,122 @@ def test_family__missing_pooler_is_not_made_up(tmp_path):
     assert (first.embed(pictures(2)) == second.embed(pictures(2))).all()
 
 
-def test_family__unknown_preparation_is_left_to_the_processor(tmp_path, monkeypatch):
-    """A processor that pads: not what we do ourselves, so it is used itself."""
-    pool, _ = saved(tmp_path, "vit")
-    path = tmp_path / "preprocessor_config.json"
-    settings = json.loads(path.read_text())
-    settings |= {
-        "image_processor_type": "CLIPImageProcessor",
-        "size": {"height": 40, "width": 40},
-        "do_center_crop": True,
-        "crop_size": {"height": 64, "width": 64},
-    }
-    path.write_text(json.dumps(settings))
-    monkeypatch.setattr(embedders, "_has_bfloat16", lambda device: False)
+# --- the families at their real size
+
+
+def first_token(model, inputs):
+    return model(**inputs).last_hidden_state[0, 0]
+
+
+def pooler(model, inputs):
+    return model(**inputs).pooler_output[0].flatten()
+
+
+def all_tokens(model, inputs):
+    """As the article sums them, but of the whole picture: it has 75 % of it left out at random."""
+    model.config.mask_ratio = 0.0
+    patches = model.embeddings.patch_embeddings.num_patches
+    return model(**inputs, noise=torch.arange(float(patches))[None]).last_hidden_state[0].sum(0)
+
+
+def features(model, inputs):
+    return model.get_image_features(**inputs).pooler_output[0]
+
+
+REAL = {
+    "efficientnet-b0": pooler,
+    "vit-mae-base": all_tokens,
+    "dinov2-small": pooler,
+    "dinov3-vits16": pooler,
+    "vit-base": first_token,
+    "convnext-tiny": pooler,
+    "clip-vit-base-patch32": features,
+    "siglip2-base": features,
+}
+
+
+@pytest.fixture
+def disk():
+    """A folder that is gone right after the test: these models are large."""
+    folder = Path(tempfile.mkdtemp(prefix="lookalike-test-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real__equals_plain_transformers(name, disk, monkeypatch):
+    families = real_families()
+    folder = families.make(name, disk)
+    images = pictures(2)
+    truth = plain(folder, images, REAL[name])
+    fast = open_embedder(str(folder), device="cpu", batch_size=1, cache_dir=disk)
+    card = CARDS[families.FAMILIES[name].card]
+    assert (fast.dim, truth.shape) == (card.dim, (2, card.dim))
+    assert cosines(fast.embed(images), truth).min() >= 0.99
+    monkeypatch.setattr(inference, "_has_bfloat16", lambda device: False)
+    exact = open_embedder(str(folder), device="cpu", inference="torch", batch_size=1, cache_dir=disk)
+    assert cosines(exact.embed(images), truth).min() >= 0.9999
+
+
+# --- which vector
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "expected"),
+    [
+        ("vit_mae", "sum", lambda tokens: tokens.sum(0)),
+        ("vit_mae", "mean", lambda tokens: tokens[1:].mean(0)),
+        ("vit_mae", "cls", lambda tokens: tokens[0]),
+        ("dinov2", "mean", lambda tokens: tokens[1:].mean(0)),
+        ("vit", "mean", lambda tokens: tokens[1:].mean(0)),
+    ],
+)
+def test_pooling__as_asked_for(family, pooling, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "_has_bfloat16", lambda device: False)
+    saved(tmp_path, family)
     images = pictures(3)
-    vectors = open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path).embed(images)
-    assert cosines(vectors, plain(tmp_path, images, pool)).min() > 0.99999
+
+    def truth(model, inputs):
+        if family == "vit_mae":
+            model.config.mask_ratio = 0.0
+            inputs["noise"] = torch.arange(16.0)[None]
+        return expected(model(**inputs).last_hidden_state[0])
+
+    embedder = open_embedder(f"{tmp_path}#{pooling}", device="cpu", cache_dir=tmp_path)
+    assert embedder.name == f"{tmp_path}#{pooling}"
+    assert cosines(embedder.embed(images), plain(tmp_path, images, truth)).min() > 0.9995
 
 
-def test_family__strip_does_not_blow_up(tmp_path):
+def test_pooling__of_clip_is_of_its_picture_half(tmp_path):
     saved(tmp_path, "clip")
-    embedder = open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path)
-    strip = np.random.default_rng(0).integers(0, 255, (1, 2_000_000, 3)).astype(np.uint8)
-    assert np.isfinite(embedder.embed([strip])).all()
+    embedder = open_embedder(f"{tmp_path}#mean", device="cpu", cache_dir=tmp_path)
+    assert embedder.dim == 48  # not the 24 that it shares with words
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "sentence"),
+    [("resnet", "cls", "resnet gives no tokens to take cls of"), ("resnet", "sum", "leave #sum out")],
+)
+def test_pooling__that_the_model_cannot_give(family, pooling, sentence, tmp_path):
+    saved(tmp_path, family)
+    with pytest.raises(EmbedderError, match=sentence):
+        open_embedder(f"{tmp_path}#{pooling}", device="cpu", cache_dir=tmp_path)
 
 
 # --- memory
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Opens a small model of pictures, given the batch size."""
+    folder = tmp_path_factory.mktemp("small")
+    saved(folder, "resnet")
+    return lambda size: open_embedder(str(folder), device="cpu", batch_size=size, inference="torch", cache_dir=folder)
+
+
 def running_out(embedder, fits, monkeypatch, error):
     """The model as it is, on a machine where `fits` pictures at a time are the most; gives the batch sizes tried."""
-    run, tried = embedder._run, []
+    run, tried = embedder._forward, []
 
     def limited(batch):
         tried.append(len(batch))
@@ -334,37 +283,115 @@ def running_out(embedder, fits, monkeypatch, error):
             raise error
         return run(batch)
 
-    monkeypatch.setattr(embedder, "_run", limited)
+    monkeypatch.setattr(embedder, "_forward", limited)
     return tried
 
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("Exception from src/plugins/intel_cpu: std::bad_alloc"),
+        MemoryError(),
+    ],
 )
-def test_memory__out_of_memory_halves_the_batch_and_goes_on(cache, lite0, monkeypatch, error):
-    embedder = open_embedder("efficientnet-lite0", device="cpu", batch_size=8, cache_dir=cache)
+def test_memory__out_of_memory_halves_the_batch_and_goes_on(small, monkeypatch, error):
+    images = pictures(10)
+    true = small(1).embed(images)
+    embedder = small(8)
     monkeypatch.setattr(embedder, "_threads", 1)
     tried = running_out(embedder, 2, monkeypatch, error)
-    images = pictures(10)
     vectors = embedder.embed(images)
     assert tried == [8, 4, 2, 2, 2, 2, 2]
-    assert cosines(vectors, lite0.embed(images)).min() > 0.999
+    assert cosines(vectors, true).min() > 0.999
     assert embedder.batch_size == 2
 
 
-def test_memory__not_even_one_picture_fits(cache, monkeypatch):
-    embedder = open_embedder("efficientnet-lite0", device="cpu", cache_dir=cache)
+def test_memory__not_even_one_picture_fits(small, monkeypatch):
+    embedder = small(4)
     running_out(embedder, 0, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(EmbedderError, match="does not fit into the memory of cpu, even one picture at a time"):
         embedder.embed(pictures(5))
 
 
-def test_memory__other_errors_are_not_swallowed(cache, monkeypatch):
-    embedder = open_embedder("efficientnet-lite0", device="cpu", cache_dir=cache)
+def test_memory__other_errors_are_not_swallowed(small, monkeypatch):
+    embedder = small(4)
     running_out(embedder, 0, monkeypatch, RuntimeError("shapes differ"))
     with pytest.raises(RuntimeError, match="shapes differ"):
         embedder.embed(pictures(1))
+
+
+# --- words, and functions
+
+
+def test_text__of_a_model_that_shares_one_space(tmp_path):
+    saved(tmp_path, "clip")
+    real_families().letters().save_pretrained(tmp_path)
+    embedder = open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path)
+    texts = ["a red fox", "snow"]
+    model = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    with torch.no_grad():
+        truth = [model.get_text_features(**tokenizer([t], return_tensors="pt")).pooler_output[0].numpy() for t in texts]
+    vectors = embedder.embed_text(texts)
+    assert vectors.shape == (2, embedder.dim)
+    assert cosines(vectors, np.stack(truth)).min() > 0.9999
+
+
+def test_text__of_a_model_without_words(lite0):
+    with pytest.raises(EmbedderError, match="efficientnet-lite0 does not embed words; choose a model that shares one"):
+        lite0.embed_text(["fox"])
+
+
+def entry_point(monkeypatch, function):
+    monkeypatch.setattr(
+        embedders, "functions", lambda: {"mine": SimpleNamespace(value="my:fox", load=lambda: function)}
+    )
+
+
+def test_function__of_the_users_own(monkeypatch, tmp_path):
+    entry_point(monkeypatch, lambda images: [image.mean(axis=(0, 1)) for image in images])
+    mine = open_embedder("mine", cache_dir=tmp_path)
+    red = np.zeros((5, 7, 3), np.uint8) + np.uint8([200, 0, 0])
+    vectors = mine.embed([red, red // 2])
+    assert (mine.name, mine.dim, mine.takes, vectors.dtype) == ("mine", 3, "pictures", np.float32)
+    assert vectors.tolist() == [[200, 0, 0], [100, 0, 0]]
+    assert mine.embed([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("not a function", "must be a function of pictures, got 'not a function'"),
+        (lambda images: np.zeros(3), r"must give \(1, d\) for 1 pictures, it gave \(3,\)"),
+        (lambda images: np.zeros((7, 3)), r"it gave \(7, 3\)"),
+        (lambda images: 1 / 0, "embedder mine failed: ZeroDivisionError: division by zero"),
+        (lambda images: np.full((len(images), 3), np.nan), "gave NaN or infinity for picture 0 of 1"),
+    ],
+)
+def test_function__that_is_none(monkeypatch, tmp_path, function, sentence):
+    entry_point(monkeypatch, function)
+    with pytest.raises(EmbedderError, match=sentence):
+        open_embedder("mine", cache_dir=tmp_path)
+
+
+def test_function__that_cannot_be_loaded(monkeypatch, tmp_path):
+    def load():
+        raise ModuleNotFoundError("No module named 'my'")
+
+    monkeypatch.setattr(embedders, "functions", lambda: {"mine": SimpleNamespace(value="my:fox", load=load)})
+    with pytest.raises(EmbedderError, match="embedder mine cannot be loaded from my:fox: No module named 'my'"):
+        open_embedder("mine", cache_dir=tmp_path)
+
+
+def test_vectors__made_elsewhere_embed_nothing_new(tmp_path):
+    np.savez(tmp_path / "v.npz", X=np.ones((2, 4)), path=["a.mp4", "b.mp4"])
+    found = open_embedder(str(tmp_path / "v.npz"), cache_dir=tmp_path)
+    assert (found.takes, found.dim) == ("keyframes", 4)
+    for verb in (found.embed, found.embed_text):
+        with pytest.raises(EmbedderError, match="holds vectors that were made elsewhere"):
+            verb(["x"])
 
 
 # --- what cannot be had
@@ -377,68 +404,6 @@ def test_open__vectors_that_are_not_finite(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(EmbedderError, match="gave NaN or infinity for picture 0 of 2"):
         open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path).embed(pictures(2))
-
-
-def test_open__pickle_weights_are_refused(tmp_path):
-    saved(tmp_path, "vit")
-    (tmp_path / "model.safetensors").unlink()
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(EmbedderError, match=r"no model.safetensors; weights in pickle files .* are refused"):
-        open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path)
-
-
-@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
-def test_open__folder_lacks_a_file(tmp_path, name):
-    saved(tmp_path, "vit")
-    (tmp_path / name).unlink()
-    with pytest.raises(EmbedderError, match=f"has no {name}"):
-        open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path)
-
-
-def test_open__damaged_weights(tmp_path):
-    saved(tmp_path, "vit")
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(EmbedderError, match="cannot be loaded from"):
-        open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path)
-
-
-def test_open__weights_of_another_model(tmp_path):
-    saved(tmp_path, "vit")
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 3}))
-    with pytest.raises(EmbedderError, match="lacks weights that its config"):
-        open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path)
-
-
-def test_open__no_such_folder(tmp_path):
-    with pytest.raises(EmbedderError, match="not a folder that exists"):
-        open_embedder(str(tmp_path / "none"), device="cpu", cache_dir=tmp_path)
-
-
-def test_open__no_such_name(tmp_path):
-    with pytest.raises(EmbedderError, match="not efficientnet-lite0, a folder or a Hugging Face id"):
-        open_embedder("effi cient", device="cpu", cache_dir=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        ("GatedRepoError", "is gated: accept its terms"),
-        ("RepositoryNotFoundError", "is not on huggingface.co"),
-        ("LocalEntryNotFoundError", "huggingface.co cannot be reached; use efficientnet-lite0"),
-        ("HfHubHTTPError", "huggingface.co answered"),
-    ],
-)
-def test_open__what_the_hub_says(tmp_path, monkeypatch, error, sentence):
-    raised = getattr(embedders, error)
-
-    def refuse(*args, **kwargs):
-        raise raised.__new__(raised, "said so")
-
-    monkeypatch.setattr(embedders, "snapshot_download", refuse)
-    with pytest.raises(EmbedderError, match=sentence):
-        open_embedder("some/model", device="cpu", cache_dir=tmp_path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -18,14 +18,14 @@ FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room
 
 #: stage files know neither each other, nor the queue, nor the web; each with the files it is made of
 STAGES = {
-    "keyframes": {"shots", "pictures", "album", "stills"},
+    "keyframes": {"shots", "pictures", "album", "stills", "sound"},
     "embedders": {"inference", "preparation", "sound_embedder", "text_embedder", "weights"},
     "clustering": {"agreement"},
     "propagation": set(),
 }
 #: library: files that may import it
 DOORS = {
-    "av": {"workers/keyframes"},
+    "av": {"workers/keyframes", "workers/sound"},
     "cryptography": {"lookalike/sign_in"},
     "alembic": {"lookalike/migrations/*", "lookalike/migrations/versions/*"},
     "defusedxml": {"lookalike/wire"},

@@ -34,7 +34,8 @@ from lookalike.records import Extraction, Json, Keyframe, VideoFacts
 from lookalike.settings import Settings
 from workers import keyframes, media, sheet, stills
 from workers.embedders import Embedder, open_embedder
-from workers.jobs import embed_pictures, keyframe_options
+from workers.inputs import Origin, embed_keyframes
+from workers.jobs import keyframe_options
 
 _LOOK_EVERY_S = 0.5
 
@@ -108,9 +109,9 @@ def find_sources(paths: Sequence[Path], suffixes: Sequence[str], skip: Path) -> 
 class Archive:
     """The folder of results, as far as single files go: `keyframes/`, `thumbs/` and what is known in `videos/`."""
 
-    def __init__(self, out: Path, settings: Settings, *, pictures: bool = False) -> None:
-        """`pictures`: the files are pictures, each of them its own keyframe."""
-        self.out, self.settings, self.pictures = out, settings, pictures
+    def __init__(self, out: Path, settings: Settings, *, pictures: bool = False, embed: bool = True) -> None:
+        """`pictures`: the files are pictures, each its own keyframe. `embed`: whether vectors are wanted too."""
+        self.out, self.settings, self.pictures, self.embed = out, settings, pictures, embed
         self.options = keyframe_options(settings)
         for name in ("keyframes", "thumbs", "videos"):
             try:
@@ -122,7 +123,11 @@ class Archive:
     def embedder(self) -> Embedder:
         settings = self.settings
         return open_embedder(
-            settings.embedder, device=settings.device, batch_size=settings.batch_size, cache_dir=self.out / "models"
+            settings.embedder,
+            device=settings.device,
+            batch_size=settings.batch_size,
+            inference=settings.inference,
+            cache_dir=self.out / "models",
         )
 
     def picture(self, source: Source, keyframe: Keyframe, folder: str = "keyframes") -> str:
@@ -150,14 +155,14 @@ class Archive:
             for kind in ("keyframes", "thumbs"):
                 if not (self.out / self.picture(source, keyframe, kind)).is_file():
                     return None
-        return Result(source, extraction, vectors, cpu_s=meta["cpu_s"], kept=vectors is not None)
+        return Result(source, extraction, vectors, cpu_s=meta["cpu_s"], kept=vectors is not None or not self.embed)
 
     def save(self, result: Result) -> None:
         assert result.extraction is not None
         assert result.vectors is not None
         meta = {
             "key": self._key(result.source),
-            "embedder": self.settings.embedder,
+            "embedder": self.settings.embedder if self.embed else "",
             "extraction": asdict(result.extraction),
             "cpu_s": dict(result.cpu_s),
         }
@@ -257,7 +262,7 @@ def _find_keyframes(source: Source, archive: Archive) -> Extraction:
 
 def _finish(source: Source, future: Future[Extraction], archive: Archive) -> Result:
     """Thumbnails and vectors of a file whose keyframes were found; the edge where its errors become a result."""
-    embedder = archive.embedder  # without a model no file can be done
+    embedder = archive.embedder if archive.embed else None  # without a model no file can be done
     try:
         extraction = future.result()
         cpu_s = dict(extraction.seconds)
@@ -266,9 +271,13 @@ def _finish(source: Source, future: Future[Extraction], archive: Archive) -> Res
             for keyframe in extraction.keyframes:
                 picture, thumbnail = (archive.picture(source, keyframe, kind) for kind in ("keyframes", "thumbs"))
                 sheet.write_thumbnail(archive.out / picture, archive.out / thumbnail)
-        with _cpu(cpu_s, "embedding"):
-            folder = archive.out / "keyframes" / archive.folder(source)
-            vectors = embed_pictures(embedder, extraction.keyframes, folder).vectors.astype(np.float16)
+        vectors = np.zeros((len(extraction.keyframes), 0), np.float16)
+        if embedder is not None:
+            with _cpu(cpu_s, "embedding"):
+                folder = archive.out / "keyframes" / archive.folder(source)
+                origin = Origin(source.name, source.path, pictures=archive.pictures)
+                found = embed_keyframes(embedder, extraction.keyframes, folder, origin, archive.settings)
+                vectors = found.vectors.astype(np.float16)
         result = Result(source, extraction, vectors, cpu_s=cpu_s)
         archive.save(result)
         return result

@@ -9,11 +9,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
-import re
-import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,7 +29,7 @@ from lookalike.ledger import Claim
 from lookalike.records import Clustering, Extraction, Json
 from lookalike.settings import Settings, share_cores
 from lookalike.store import Project, Store, open_store
-from workers import clustering, demo, jobs, keyframes
+from workers import clustering, demo, inputs, jobs, keyframes, scale
 
 if TYPE_CHECKING:
     from workers.embedders import Embedder
@@ -67,13 +64,22 @@ RATIOS = {
     show_default=True,
     help="Clusters, here and in the article's recipe.",
 )
+@click.option(
+    "--scale", "sizes", type=click.IntRange(100), multiple=True, help="Instead: a project of so many keyframes; repeat."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def command(clips: Path | None, repeat: int, clusters: int, as_json: bool) -> None:
+def command(clips: Path | None, repeat: int, clusters: int, sizes: tuple[int, ...], as_json: bool) -> None:
     """Measure decoding, keyframes, embedding, clustering, writing and the whole job against their limits.
 
-    Needs the source tree: the article's recipe and the clips with known cuts are in benchmarks/.
+    With --scale, 14000 and 100000 say: what one more label and 1 % more keyframes cost there, in vectors made up.
+
+    Needs the source tree, without --scale: the article's recipe and the clips with known cuts are in benchmarks/.
     """
     share_cores()
+    if sizes:
+        grown = scale.measure(sizes)
+        click.echo(json.dumps({"scale": grown}) if as_json else scale.table(grown))
+        return
     settings = Settings.from_environment()
     found = demo.find_clips(clips) if clips else demo.sample_clips(settings.data_dir.resolve() / "clips")
     readable = [clip for clip in found if _readable(clip)]
@@ -106,18 +112,18 @@ def measure(clips: Sequence[Path], settings: Settings, folder: Path, repeat: int
     pictures: list[Any] = []
     for number in range(repeat + 1):  # the first warms caches and libraries up, and does not count
         cpu: dict[str, float] = {}
-        cpu["decode"], frames = _timed(lambda: sum(keyframes.decode_only(clip) for clip in clips))
+        cpu["decode"], frames = scale.timed(lambda: sum(keyframes.decode_only(clip) for clip in clips))
         for mode in ("exact", "fast"):
             out = folder / f"{mode}{number}"
-            cpu[f"keyframes_{mode}"], found = _timed(partial(_extract, clips, out, settings, mode))
+            cpu[f"keyframes_{mode}"], found = scale.timed(partial(_extract, clips, out, settings, mode))
             counts[f"keyframes_{mode}"] = sum(len(extraction.keyframes) for extraction in found)
         if not pictures:
             files = sorted((folder / f"exact{number}").rglob("*.jpg"))
             if not files:
                 raise SetupError("the clips have no keyframe to measure with: they are black or blank; name others")
-            pictures = [jobs.read_picture(files[i % len(files)]) for i in range(_PICTURES)]
-        cpu["embed"], _ = _timed(partial(embedder.embed, pictures))
-        cpu["embed_eager"], _ = _timed(partial(article.embed, [Image.fromarray(p) for p in pictures], *eager))
+            pictures = [inputs.read_picture(files[i % len(files)]) for i in range(_PICTURES)]
+        cpu["embed"], _ = scale.timed(partial(embedder.embed, pictures))
+        cpu["embed_eager"], _ = scale.timed(partial(article.embed, [Image.fromarray(p) for p in pictures], *eager))
         for mode in ("exact", "fast"):
             cpu |= _job(embedder, clips, settings.with_(keyframe_mode=mode), folder / f"job-{mode}{number}")
         recipe = article.run(list(clips), model, clusters)
@@ -168,7 +174,7 @@ def _job(embedder: Embedder, clips: Sequence[Path], settings: Settings, folder: 
     steps = dict.fromkeys((f"{name}_{step}" for step in ("keyframes", "embed", "cluster", "write")), 0.0)
 
     def timed(step: str, work: Callable[[], T]) -> T:
-        seconds, result = _timed(work)
+        seconds, result = scale.timed(work)
         steps[f"{name}_{step}"] += seconds
         return result
 
@@ -182,7 +188,7 @@ def _job(embedder: Embedder, clips: Sequence[Path], settings: Settings, folder: 
         out = folder / str(video)
         options = jobs.keyframe_options(settings)
         extraction = timed("keyframes", partial(keyframes.extract, clip, video, out, options))
-        embeddings = timed("embed", partial(jobs.embed_pictures, embedder, extraction.keyframes, out))
+        embeddings = timed("embed", partial(inputs.embed_pictures, embedder, extraction.keyframes, out))
         timed("write", partial(store.put_extraction, claim, extraction, embeddings))
     claim = _claim(store, store.ledger.due(("cluster",), 1)[0].id)
     config, version = wire.parse_label_config(project.label_config), wire.model_version(embedder.name)
@@ -216,23 +222,18 @@ def _peak_rss_mb(clip: Path, settings: Settings) -> float:
 
 def _one_job(clip: Path, settings: Settings) -> float:
     _job(_embedder(settings), [clip], settings, settings.data_dir / "peak")
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's ru_maxrss counts what the parent held when it started this process
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    return scale.peak_mb()
 
 
 def _embedder(settings: Settings) -> Embedder:
     from workers.embedders import open_embedder  # not before share_cores
 
-    return open_embedder(settings.embedder, device=settings.device, cache_dir=settings.data_dir / "models")
-
-
-def _timed(work: Callable[[], T]) -> tuple[float, T]:
-    """(CPU seconds, result)"""
-    begun = time.process_time()
-    result = work()
-    return time.process_time() - begun, result
+    return open_embedder(
+        settings.embedder,
+        device=settings.device,
+        inference=settings.inference,
+        cache_dir=settings.data_dir / "models",
+    )
 
 
 def _readable(clip: Path) -> bool:

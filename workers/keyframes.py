@@ -35,7 +35,7 @@ Times = NDArray[np.float64]  # (frame_count,) seconds from the first frame
 __all__ = ["KeyframeOptions", "decode_only", "extract", "fingerprint", "probe", "sharpness"]
 
 #: containers that are read; playlists and the like, which make ffmpeg open other files, are not among them
-_FORMATS = (
+FORMATS = (
     "mov,mp4,matroska,webm,avi,flv,live_flv,mpeg,mpegts,mpegvideo,ogg,asf,gif,mxf,h264,hevc,m4v,ivf,obu,av1,"
     "nut,yuv4mpegpipe,dv,rm,wtv,apng,vc1,nsv,swf,3gp,3g2"
 )
@@ -599,7 +599,7 @@ def _open(path: Path, options: KeyframeOptions) -> Iterator[_Video]:
     name = path.name
     _check_file(path)
     try:
-        container = av.open(str(path), options={"protocol_whitelist": "file", "format_whitelist": _FORMATS})
+        container = av.open(str(path), options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
     except (av.error.FFmpegError, ValueError, OSError) as error:
         raise MediaError(f"{name} cannot be read as a video ({_reason(error)}); check that it plays") from None
     with container:

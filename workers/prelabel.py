@@ -32,7 +32,7 @@ _IDLE_S = 30.0  # work that nobody takes for so long: nobody is there
 @click.option("--share", type=float, help="Share of the frames to keep, about.  [default: 0.01]")
 @click.option("--clusters", type=int, help="Number of clusters; 0: proposed from the data.  [default: 0]")
 @click.option("--clustering", type=click.Choice(CLUSTERINGS), help="How to group.  [default: pca-kmeans]")
-@click.option("--embedder", help="efficientnet-lite0, a Hugging Face id, or a folder.")
+@click.option("--embedder", help="Model of pictures, sound or text; 'lookalike models' lists some.")
 @click.option(
     "--label-config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
