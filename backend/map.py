@@ -14,7 +14,6 @@ from flask import Blueprint, Response, abort, jsonify, render_template, request
 from flask.typing import ResponseReturnValue
 
 from backend import access, pages
-from backend.sheets import choices_of
 from lookalike.maps import Map
 from lookalike.records import Clustering, cluster_name
 from lookalike.store import Project
@@ -28,7 +27,7 @@ def blueprint() -> Blueprint:
     @routes.get("")
     def page(label_studio_id: int) -> ResponseReturnValue:
         project = pages.project_of(label_studio_id)
-        return render_template("map.html", project=project, **choices_of(project))
+        return render_template("map.html", project=project, **pages.choices_of(project))
 
     @routes.get("/state")
     def state(label_studio_id: int) -> ResponseReturnValue:

@@ -30,9 +30,13 @@ from backend import access, thumbnails
 from backend.contract import Services
 from lookalike import wire
 from lookalike.companion import ask as ask_for_companion
+from lookalike.errors import LabelConfigError, NotYet
+from lookalike.finder import Wanted
+from lookalike.said import categories_of
 from lookalike.store import Project
 from lookalike.undo import undo
 from lookalike.views import Tile
+from lookalike.wire import category_colours, parse_label_config
 
 #: the tabs of a project: key, name, endpoint; those whose pages are not served are left out
 _TABS = (
@@ -51,6 +55,8 @@ _BEFORE_EMBEDDED = ("queued", "starting", "fetching", "extracting", "embedding")
 _RUNNING = ("starting", "fetching", "extracting", "embedding", "delivering")
 #: rows that a page lists at most
 _FAILED, _BUSY, _RUNS, _PAGE = 50, 12, 8, 200
+#: tiles on a keyframe's page: most like it, labelled ones that it has its label from, before and after in its video
+_NEAREST, _REASONS, _AROUND = 60, 6, 6
 #: the pace is that of the last minutes
 _PACE_S = 600.0
 
@@ -143,7 +149,19 @@ def blueprint() -> Blueprint:
         found = tiles(of, [keyframe])
         if not found:
             abort(404, f"there is no keyframe {keyframe} in this project")
-        return render_template("keyframe.html", project=of, tile=found[0])
+        return render_template("keyframe.html", project=of, shown=found[0], **_about(of, found[0]))
+
+    @routes.get("/projects/<int:label_studio_id>/keyframes/<int:keyframe>/nearest")
+    def nearest(label_studio_id: int, keyframe: int) -> ResponseReturnValue:
+        """Its nearest as tiles of a sheet; 202 while the index is made."""
+        of = project_of(label_studio_id)
+        try:
+            found = services().finder.find(of.uid, Wanted(top=_NEAREST, like=(keyframe,)), wait_s=1.0)
+        except NotYet as error:
+            return str(error), 202
+        similarity = {hit.keyframe: hit.similarity for hit in found.hits if hit.keyframe != keyframe}
+        listed = [(tile, f"{similarity[tile.id]:.2f}") for tile in tiles(of, list(similarity))]
+        return render_template("sheet.html", listed=listed, more="")
 
     thumbnails.add_routes(routes)
     for function in (ago, clock, count, lasting, percent):
@@ -194,6 +212,27 @@ def _overview(project: Project) -> dict[str, Any]:
     }
 
 
+def _about(project: Project, shown: Tile) -> dict[str, Any]:
+    """What the page of a keyframe says beside its picture."""
+    store = services().store
+    frames = store.keyframes([shown.video_id])[shown.video_id]
+    place = next((n for n, frame in enumerate(frames) if frame.id == shown.id), 0)
+    beside = frames[max(0, place - _AROUND) : place + _AROUND + 1]
+    frame = frames[place] if frames else None
+    known = {tile.id: tile for tile in tiles(project, [*shown.nearest[:_REASONS], *(frame.id for frame in beside)])}
+    companion = store.labels.companion(project.uid)
+    row = store.edits.tasks(project.uid, [shown.id]).get(shown.id)
+    task = row.task if row and companion and companion.uid else None
+    return {
+        "reasons": [known[keyframe] for keyframe in shown.nearest[:_REASONS] if keyframe in known],
+        "around": [known[frame.id] for frame in beside if frame.id in known],
+        "frames": (frame.first_frame, frame.last_frame, frame.first_s, frame.last_s) if frame else None,
+        "label_task": (companion.label_studio_id, task) if companion and task else None,
+        "endpoints": current_app.view_functions,
+        **choices_of(project),
+    }
+
+
 def _counts(uid: str) -> list[tuple[str, int]]:
     """Videos by state, in the order of the states."""
     return sorted(services().store.video_counts(uid).items(), key=lambda item: _place(item[0]))
@@ -226,6 +265,19 @@ def tiles(project: Project, ids: Sequence[int]) -> list[Tile]:
     here = services()
     found = here.store.clustering(project.uid, here.store.serving(project.uid, here.settings.embedder))
     return access.access().views.tiles(project, ids, found[0] if found else None)
+
+
+def choices_of(project: Project) -> dict[str, Any]:
+    """What a page needs to let people label: the categories with their colours, and whether they may."""
+    store = services().store
+    known = store.labels.companion(project.uid)
+    xml = known.label_config if known is not None and known.uid else project.label_config
+    try:
+        categories = categories_of(parse_label_config(xml))
+    except LabelConfigError:
+        categories = ()
+    may = bool(known is not None and known.uid and access.person().label_studio_token)
+    return {"categories": categories, "colours": category_colours(project.label_config), "may_label": may}
 
 
 def services() -> Services:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,6 +176,32 @@ def test_project__asks_for_its_companion_and_links_to_it(app: Flask, client: Fla
     store.labels.put_companion(Companion(uid, "9.1", 9, "<View/>", {"next": 41}, True))
     assert f"{studio.url}/projects/9/data?tab=41" in client.get("/projects/7", headers=PAGE).text
     assert client.get("/projects/9", headers=PAGE).location == "/projects/7"
+
+
+def test_keyframe__says_why_it_has_its_label_and_what_is_like_it(
+    app: Flask, client: FlaskClient, studio: FakeStudio
+) -> None:
+    gallery = fill(app, studio)
+    labelled = gallery.labelled[0]
+    change = next(change for change in gallery.run.changes if change.after == ("Car",))
+    text = client.get(f"/projects/7/keyframes/{change.keyframe}", headers=PAGE).text
+    reasons = text.split("Because it looks like", 1)[1].split("</section>", 1)[0]
+    assert f'data-id="{labelled}"' in reasons
+    assert f"run {gallery.run.id}" in text
+    own = client.get(f"/projects/7/keyframes/{labelled}", headers=PAGE).text
+    assert "by ann@example.com" in own
+    assert "Because it looks like" not in own
+    around = own.split("Around it in the video", 1)[1].split("</section>", 1)[0]
+    video = labelled >> 24
+    assert {int(found) >> 24 for found in re.findall(r'data-id="(\d+)"', around)} == {video}
+    deadline = time.monotonic() + 20
+    while (answer := client.get(f"/projects/7/keyframes/{labelled}/nearest", headers=PAGE)).status_code == 202:
+        assert time.monotonic() < deadline
+    near = [int(found) for found in re.findall(r'data-id="(\d+)"', answer.text)]
+    truth = dict(zip(gallery.ids.tolist(), gallery.truth.tolist(), strict=True))
+    assert labelled not in near
+    assert near
+    assert {truth[keyframe] for keyframe in near[:5]} == {truth[labelled]}
 
 
 # --- pictures ---

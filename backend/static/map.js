@@ -16,7 +16,6 @@ addEventListener("DOMContentLoaded", () => {
   const below = document.getElementById("chosen");
   const root = below.querySelector(".sheet");
   const bar = below.querySelector(".actions");
-  const act = Lookalike.acting(bar);
   const sheet = Lookalike.sheet(root);
   const context = canvas.getContext("2d", {alpha: false});
   const MOST = 400; // tiles in the sheet below
@@ -368,14 +367,13 @@ addEventListener("DOMContentLoaded", () => {
     below.querySelector("[data-more]").textContent = ids.length > MOST ? `${ids.length} selected on the map; the first ${MOST} are shown. Zoom in, or select fewer.` : "";
     const shown = ids.slice(0, MOST);
     const parts = [];
-    for (let at = 0; at < shown.length; at += 200) {
-      const answer = await fetch(`${base}/tiles?ids=${shown.slice(at, at + 200).join(",")}`, {headers: {Accept: "text/html"}}).catch(() => null);
+    for (let at = 0; at < shown.length; at += 120) {
+      const answer = await fetch(`${base}/tiles?ids=${shown.slice(at, at + 120).join(",")}`, {headers: {Accept: "text/html"}}).catch(() => null);
       if (!answer?.ok) return Lookalike.say("The server does not answer; try again.");
       parts.push(await answer.text());
     }
     sheet.set(parts.join(""));
     sheet.choose(sheet.ids);
-    below.scrollIntoView({block: "nearest"});
     return undefined;
   }
   function close() {
@@ -386,33 +384,7 @@ addEventListener("DOMContentLoaded", () => {
     redraw();
   }
 
-  async function label(category, ids) {
-    if (!ids.length) return;
-    let back = null;
-    const answer = await act.label(category, ids, () => back?.());
-    if (answer) back = act.mark(root, [...answer.done, ...answer.skipped], category);
-  }
-  async function reject(ids) {
-    if (ids.length) await act.reject(ids);
-  }
-  root.addEventListener("sheet:digit", ({detail}) => label(detail.category, detail.ids));
-  root.addEventListener("sheet:undo", act.undo);
-  root.addEventListener("sheet:key", (event) => {
-    if (event.detail.key !== "r") return;
-    event.preventDefault();
-    reject(event.detail.ids);
-  });
-  bar.addEventListener("click", ({target}) => {
-    const button = target.closest("button");
-    if (button?.dataset.category) label(button.dataset.category, sheet.chosen);
-    else if (button?.dataset.do === "reject") reject(sheet.chosen);
-    else if (button && "close" in button.dataset) close();
-  });
-  bar.addEventListener("change", ({target}) => {
-    if (!target.matches("[data-categories]") || !target.value) return;
-    label(target.value, sheet.chosen);
-    target.value = "";
-  });
+  bar.querySelector("[data-close]").addEventListener("click", close);
 
   // --- having the points ---
 
@@ -463,6 +435,7 @@ addEventListener("DOMContentLoaded", () => {
     return setTimeout(follow, state.fresh ? 30000 : 2000);
   }
 
+  Lookalike.labelling(root, bar);
   look();
   follow();
 });
