@@ -8,7 +8,7 @@ PORTS  ?= 8080,9090
 CLIPS  ?=
 ARGS   ?=
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench soak clean
 
 run: $(VENV)/.installed $(STUDIO)/.installed
 	@$(BIN)/lookalike up --demo --ports $(PORTS) $(if $(CLIPS),--clips "$(CLIPS)") $(ARGS)
@@ -23,6 +23,10 @@ check: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/lookalike bench $(if $(CLIPS),--clips "$(CLIPS)") $(ARGS)
+
+# faults and load, about half an hour; make soak ARGS="--tasks 50 --rounds 3 --only chaos"
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # torch first, and by itself: a plain `torch` in a dependency may bring gigabytes of CUDA where it is not wanted
 $(VENV)/.installed: pyproject.toml constraints.txt

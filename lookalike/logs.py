@@ -31,7 +31,7 @@ def start_logging(settings: Settings, level: int = logging.INFO) -> None:
     handler.setFormatter(_formatter(settings))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # RQ tells each job twice, urllib3 each connection
-    for noisy in ("rq.worker", "urllib3", "httpx", "alembic", "filelock"):
+    for noisy in ("rq.worker", "urllib3", "httpx", "alembic", "filelock", "faiss.loader"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +18,9 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 CREATED_AT = "2026-11-23T07:13:48.000000Z"
 
 
+_COUNTS = {"total_annotations": 0, "total_predictions": 0}
+
+
 class FakeStudio:
     """Projects, tasks, predictions, models and webhooks, as dictionaries by id; whatever a test likes to put in."""
 
@@ -22,6 +28,9 @@ class FakeStudio:
         self.url = ""
         self.token = TOKEN
         self.down = False  # answers 503 to everything
+        self.broken = False  # answers 500 to everything
+        self.slow_s = 0.0  # takes so long for each answer
+        self.loses = 0.0  # share of the predictions that it accepts without an answer
         self.projects: dict[int, dict[str, Any]] = {}
         self.tasks: dict[int, dict[str, Any]] = {}
         self.predictions: dict[int, dict[str, Any]] = {}
@@ -38,7 +47,7 @@ class FakeStudio:
         }
 
     def add_task(self, number: int, project: int, data: dict[str, Any]) -> None:
-        self.tasks[number] = {"id": number, "project": project, "data": data, "updated_at": CREATED_AT}
+        self.tasks[number] = {"id": number, "project": project, "data": data, "updated_at": CREATED_AT, **_COUNTS}
 
 
 @contextmanager
@@ -78,6 +87,9 @@ def _app(studio: FakeStudio) -> Flask:
     @app.before_request
     def admit() -> ResponseReturnValue | None:
         studio.asked.append(f"{request.method} {request.path}")
+        time.sleep(studio.slow_s)
+        if studio.broken:
+            return jsonify(detail="broken for a test"), 500
         if studio.down:
             return jsonify(detail="down for a test"), 503
         if request.headers.get("Authorization") != f"Token {studio.token}":
@@ -109,7 +121,12 @@ def _app(studio: FakeStudio) -> Flask:
     @app.route("/api/predictions", methods=["GET", "POST"])
     def predictions() -> ResponseReturnValue:
         if request.method == "POST":
-            return (jsonify(added(studio.predictions)), 201) if request.get_json()["task"] in studio.tasks else _gone()
+            if request.get_json()["task"] not in studio.tasks:
+                return _gone()
+            row = added(studio.predictions)
+            if random.random() < studio.loses:
+                request.environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return jsonify(row), 201
         task = request.args.get("task", type=int)
         if task not in studio.tasks:
             return _gone()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -222,3 +223,48 @@ def test_import__brings_no_model_and_no_decoder() -> None:
     code = f"import backend.serve, sys; print([module for module in {heavy} if module in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+#: what is answered without a login, and what it answers
+OPEN = {
+    ("/health", "GET"): 200,
+    ("/login", "GET"): 200,
+    ("/login", "POST"): 401,  # what was given is looked at there
+    ("/login/<address>", "GET"): 401,
+}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        basic("jürgen:wrong"),
+        basic("jürgen:wrong", "latin-1"),
+        "Basic ÿþ\udcff",
+        "Bearer x",
+        "Token " + "0" * 40,
+        "ü",
+        ",",
+    ],
+    ids=ascii,
+)
+def test_every_route__is_closed_to_whoever_has_no_login(guarded: FlaskClient, header: str) -> None:
+    """Walks the application's own list of routes, so that a new one is not forgotten."""
+    asked = 0
+    for rule in guarded.application.url_map.iter_rules():
+        path = re.sub(r"<(int|float):[^>]+>", "1", rule.rule)
+        path = re.sub(r"<[^>]+>", "x", path)
+        if rule.endpoint.endswith("static"):
+            continue  # the same files for everybody
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            headers = {"Authorization": header.encode("utf-8", "surrogateescape").decode("latin-1")} if header else {}
+            answer = guarded.open(path, method=method, headers=headers, json={} if method != "GET" else None)
+            if (rule.rule, method) in OPEN and not (rule.rule == "/health" and header):
+                assert answer.status_code == OPEN[rule.rule, method], (method, rule.rule, answer.status)
+            elif answer.status_code == 302:
+                assert answer.headers["Location"].split("?")[0] == "/login", (method, rule.rule)
+            else:
+                assert answer.status_code in (401, 403), (method, rule.rule, answer.status)
+            assert "Traceback" not in answer.get_data(as_text=True)
+            asked += 1
+    assert asked > 15

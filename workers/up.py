@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import shutil
 import socket
 import sys
@@ -33,6 +34,7 @@ log = logging.getLogger("lookalike.up")
 _NEEDED_MB = 300.0
 _LABEL_STUDIO_WITHIN_S = 300.0  # its first start migrates a database: 30 to 70 s on two cores
 _VALKEY_WITHIN_S = 10.0
+_VALKEY_DIES_WITHIN_S = 2.0
 _WORKER_WITHIN_S = 600.0  # a model may have to be downloaded
 _PROGRESS_EVERY_S = 1.0
 
@@ -252,7 +254,12 @@ def _start_valkey(
 
     program = _valkey_program()
 
-    def command(_start: int) -> list[str]:
+    started = [-math.inf] * 2  # when it was started, the last two times
+
+    def command(start: int) -> list[str]:
+        started[:] = started[1], time.monotonic()
+        if start > 1 and started[1] - started[0] < _VALKEY_DIES_WITHIN_S:
+            _put_aside(folder)  # it died twice at once: it cannot read what the one before it has left behind
         folder.mkdir(parents=True, exist_ok=True)  # at each start: without its folder it would never come back
         return [
             *(program, "--port", "0", "--daemonize", "no", "--dir", str(folder)),
@@ -270,11 +277,15 @@ def _start_valkey(
         except SetupError as error:
             if attempt or _runs(service):  # slow is not broken
                 raise
-            aside = folder.with_name(f"valkey.broken-{int(time.time())}")
             log.warning("%s", error)
-            _say(f"the queue server cannot read {folder}; it starts empty, and the old folder is {aside.name}")
             supervisor.forget(service)
-            folder.rename(aside)
+            _put_aside(folder)
+
+
+def _put_aside(folder: Path) -> None:
+    aside = folder.with_name(f"valkey.broken-{int(time.time())}")
+    _say(f"the queue server cannot read {folder}; it starts empty, and the old folder is {aside.name}")
+    folder.rename(aside)
 
 
 def _is_there(queue: Queue) -> bool:
