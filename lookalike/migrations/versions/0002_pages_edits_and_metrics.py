@@ -26,6 +26,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("kind", "outcome", "reason"),
     )
     op.create_table(
+        "models",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("probe", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.create_table(
         "spent",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("until", sa.Float(), nullable=False),
@@ -49,6 +55,56 @@ def upgrade() -> None:
     with op.batch_alter_table("edits", schema=None) as batch_op:
         batch_op.create_index("edits_by_project", ["project", "id"], unique=False)
 
+    op.create_table(
+        "fits",
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("choice", sa.Text(), nullable=False),
+        sa.Column("proposal", sa.Text(), server_default="", nullable=False),
+        sa.Column("tree", sa.LargeBinary(), nullable=True),
+        sa.ForeignKeyConstraint(["project"], ["projects.uid"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("project", "model"),
+    )
+    op.create_table(
+        "maps",
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("keyframe_ids", sa.LargeBinary(), nullable=False),
+        sa.Column("places", sa.LargeBinary(), nullable=False),
+        sa.Column("fitted", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["project"], ["projects.uid"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("project", "model"),
+    )
+    op.create_table(
+        "questions",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=True),
+        sa.Column("error", sa.Text(), server_default="", nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.ForeignKeyConstraint(["project"], ["projects.uid"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("project", "model", "digest"),
+        sqlite_autoincrement=True,
+    )
+    with op.batch_alter_table("questions", schema=None) as batch_op:
+        batch_op.create_index("questions_by_age", ["at"], unique=False)
+
+    op.create_table(
+        "similar_tabs",
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("category", sa.Text(), nullable=False),
+        sa.Column("uid", sa.Text(), nullable=False),
+        sa.Column("tab", sa.Integer(), nullable=False),
+        sa.Column("asked", sa.Text(), nullable=False),
+        sa.Column("shown", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["project"], ["projects.uid"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("project", "category"),
+    )
     op.create_table(
         "touched",
         sa.Column("project", sa.Text(), nullable=False),
