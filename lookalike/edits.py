@@ -16,15 +16,27 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, and_, delete, func, select, update
+from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, select, update
 
+from lookalike.grouping import unit
 from lookalike.labels import KeyframeTask, Source
 from lookalike.ledger import insert, portions, reader, translated
 from lookalike.records import Clustering, Json, split_keyframe_id
-from lookalike.schema import edit_keyframes, edits, keyframe_tasks, readings, touched, videos, written
+from lookalike.schema import (
+    edit_keyframes,
+    edits,
+    keyframe_tasks,
+    labels,
+    propagated,
+    readings,
+    touched,
+    videos,
+    withdrawn,
+    written,
+)
 
 Ids = NDArray[np.int64]  # (n,) keyframe ids
-Kind = Literal["name", "junk", "keep", "exclude", "split", "merge", "label", "reject"]
+Kind = Literal["name", "junk", "keep", "exclude", "split", "merge", "label", "reject", "propose"]
 #: kinds that change the clustering
 ON_CLUSTERS: tuple[Kind, ...] = ("name", "junk", "keep", "exclude", "split", "merge")
 
@@ -61,6 +73,15 @@ class Written:
     task: int
     before: list[Json] | None  # its result before; None: there was no annotation
     after: list[Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """A category in numbers of keyframes."""
+
+    labelled: int = 0
+    proposed: int = 0
+    unsure: int = 0
 
 
 # --- the clustering with edits ---
@@ -126,12 +147,24 @@ def reserved(made: Iterable[Edit]) -> int:
     return max((edit.number + 1 for edit in made if edit.number is not None), default=0)
 
 
-def reserve(fitted: Clustering, made: Sequence[Edit]) -> Clustering:
-    """The clustering with room for the numbers of splits, so that no later fit uses them for something else."""
-    missing = reserved(made) - len(fitted.centroids)
+def reserve(fitted: Clustering, count: int) -> Clustering:
+    """The clustering with room for this many numbers, so that no later fit uses those of splits for something else."""
+    missing = count - len(fitted.centroids)
     if missing <= 0:
         return fitted
     return replace(fitted, centroids=np.concatenate([fitted.centroids, np.full(missing, -1, np.int64)]))
+
+
+def unedited(fitted: Clustering, extended: Clustering) -> Clustering:
+    """What an edited clustering was extended to, without the edits: keyframes that were fitted are where they were,
+    new ones where they have joined, be it a cluster that a split made. Both have the fitted ones first, in one order.
+    """
+    numbers = extended.clusters.copy()
+    numbers[: len(fitted.clusters)] = fitted.clusters
+    ids = extended.keyframe_ids
+    order = np.argsort(ids)
+    centroids = _centroids(ids[order], numbers[order], extended.centroids, extended.similarity[order])
+    return replace(extended, clusters=numbers, centroids=centroids)
 
 
 def known_by(grouped: Clustering, number: int, without: Collection[int] = ()) -> list[int]:
@@ -141,6 +174,29 @@ def known_by(grouped: Clustering, number: int, without: Collection[int] = ()) ->
         rows = rows[~np.isin(grouped.keyframe_ids[rows], np.fromiter(without, np.int64))]
     order = np.lexsort((grouped.keyframe_ids[rows], -grouped.similarity[rows]))
     return [int(i) for i in grouped.keyframe_ids[rows[order[:_KNOWN_BY]]]]
+
+
+def halves(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(n, d) -> (n,): the smaller of the two parts that 2-means finds among directions, starting along the main axis.
+
+    One part is empty where all are equal.
+    """
+    points = unit(vectors)
+    points = points - points.mean(0)
+    axis = points[np.argmax((points**2).sum(1))]
+    for _ in range(20):  # power iteration
+        axis = points.T @ (points @ axis)
+        axis = axis / max(1e-12, float(np.linalg.norm(axis)))
+    side = points @ axis > 0
+    for _ in range(20):
+        if not 0 < side.sum() < len(side):
+            break
+        one, other = points[side].mean(0), points[~side].mean(0)
+        before = side
+        side = points @ (one - other) > (one @ one - other @ other) / 2
+        if np.array_equal(before, side):
+            break
+    return np.asarray(side if 2 * side.sum() <= len(side) else ~side)
 
 
 def purity(counts: Mapping[str, int]) -> float:
@@ -221,11 +277,11 @@ class Edits:
             return [_edit(row) for row in rows]
 
     def to_undo(self, project: str, person: str) -> Edit | None:
-        """The last one of a person that still holds."""
+        """The last one of a person that still holds, with its keyframes."""
         chosen = and_(edits.c.project == project, edits.c.person == person, edits.c.undone == 0)
         with self._read() as connection:
             row = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(1)).one_or_none()
-        return _edit(row) if row else None
+            return self._with_keyframes(connection, _edit(row)) if row else None
 
     def put_undone(self, edit_id: int, undone: bool = True, connection: Connection | None = None) -> None:
         if connection is None:
@@ -235,12 +291,10 @@ class Edits:
         connection.execute(update(edits).where(edits.c.id == edit_id).values(values))
 
     def stamp(self, project: str) -> str:
-        """Changes whenever an edit of clusters is made, undone or made again."""
-        chosen = and_(edits.c.project == project, edits.c.kind.in_(ON_CLUSTERS))
-        query = select(func.count(), func.max(edits.c.changed_at)).where(chosen)
+        """Changes whenever something is done, undone or done again."""
+        query = select(func.max(edits.c.id), func.max(edits.c.changed_at)).where(edits.c.project == project)
         with self._read() as connection:
-            count, at = connection.execute(query).one()
-        return f"{count} {at}"
+            return " ".join(map(str, connection.execute(query).one()))
 
     # what a page shows of keyframes
 
@@ -265,6 +319,80 @@ class Edits:
                 for row in connection.execute(select(videos.c.id, videos.c.url).where(videos.c.id.in_(some)))
             }
         return {keyframe: found[video] for keyframe, video in mine.items() if video in found}
+
+    def vouched(self, project: str) -> dict[int, str]:
+        """What people have proposed themselves, the last word of each keyframe: category by keyframe."""
+        c = edit_keyframes.c
+        query = select(c.keyframe, edits.c.text).join(edits, edits.c.id == c.edit)
+        chosen = and_(edits.c.project == project, edits.c.kind == "propose", edits.c.undone == 0)
+        with self._read() as connection:
+            rows = connection.execute(query.where(chosen).order_by(edits.c.id))
+            return {row.keyframe: row.text for row in rows}
+
+    def proposed(self, project: str) -> list[tuple[int, str]]:
+        """(keyframe, category) of all that is proposed."""
+        c = propagated.c
+        query = select(c.keyframe, c.category).where(c.project == project, c.state == "proposed")
+        with self._read() as connection:
+            return [(row.keyframe, row.category) for row in connection.execute(query)]
+
+    def counts(self, project: str) -> dict[str, Counts]:
+        """By category that people have used or that is proposed."""
+        found: dict[str, dict[str, int]] = defaultdict(dict)
+        p = propagated.c
+        said = select(labels.c.category, literal("labelled"), func.count(labels.c.keyframe.distinct()))
+        guessed = select(p.category, p.state, func.count()).where(p.project == project, p.state != "conflict")
+        with self._read() as connection:
+            for query in (
+                said.where(labels.c.project == project).group_by(labels.c.category),
+                guessed.where(~_is_withdrawn()).group_by(p.category, p.state),
+            ):
+                for category, what, number in connection.execute(query):
+                    found[category][what] = number
+        return {category: Counts(**numbers) for category, numbers in found.items()}
+
+    def guessed(self, project: str, category: str, *, surest: bool, first: int, count: int) -> list[int]:
+        """Some of the keyframes that may show a category, surest or least sure first; none that was rejected."""
+        c = propagated.c
+        chosen = and_(c.project == project, c.category == category, c.state.in_(("proposed", "unsure")))
+        order = c.score.desc() if surest else c.score
+        query = select(c.keyframe).where(chosen, ~_is_withdrawn()).order_by(order, c.keyframe)
+        with self._read() as connection:
+            return list(connection.execute(query.offset(first).limit(count)).scalars())
+
+    def labelled(self, project: str, category: str, *, first: int, count: int) -> list[int]:
+        """Some of the keyframes that people gave a category, the last first, one of near-duplicates."""
+        c, t = labels.c, keyframe_tasks.c
+        query = select(c.keyframe).outerjoin(keyframe_tasks, t.keyframe == c.keyframe)
+        query = query.where(
+            c.project == project, c.category == category, func.coalesce(t.leader, c.keyframe) == c.keyframe
+        )
+        query = query.group_by(c.keyframe).order_by(func.max(c.at).desc(), c.keyframe)
+        with self._read() as connection:
+            return list(connection.execute(query.offset(first).limit(count)).scalars())
+
+    def rejected(self, project: str, category: str, keyframes: Sequence[int]) -> set[int]:
+        """Those of some keyframes that a person has said not to show a category."""
+        c = withdrawn.c
+        query = select(c.keyframe).where(c.project == project, c.category == category)
+        with self._read() as connection:
+            return {
+                keyframe
+                for some in portions(keyframes)
+                for keyframe in connection.execute(query.where(c.keyframe.in_(some))).scalars()
+            }
+
+    def proposals_of(self, project: str, keyframes: Sequence[int]) -> list[tuple[int, str]]:
+        """(keyframe, category) of what is guessed of these keyframes, or of those whose near-duplicates they are."""
+        c = propagated.c
+        query = select(c.keyframe, c.category).where(c.project == project, c.category != "")
+        leaders = {row.leader for row in self.tasks(project, keyframes).values()} | set(keyframes)
+        with self._read() as connection:
+            return [
+                (row.keyframe, row.category)
+                for some in portions(sorted(leaders))
+                for row in connection.execute(query.where(c.keyframe.in_(some)))
+            ]
 
     # annotations that were written
 
@@ -363,6 +491,11 @@ class Edits:
 def _query() -> Any:
     c = edits.c
     return select(c.id, c.kind, c.text, c.number, c.person, c.at, c.undone)
+
+
+def _is_withdrawn() -> Any:
+    of_row = and_(withdrawn.c.keyframe == propagated.c.keyframe, withdrawn.c.category == propagated.c.category)
+    return exists().where(of_row)
 
 
 def _edit(row: Any) -> Edit:

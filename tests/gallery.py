@@ -54,14 +54,15 @@ def seed(
     pictures: Sequence[bytes] | None = None,
     truth: Sequence[int] | None = None,
     names: Sequence[str] = (),
+    task_ids: Sequence[int] = (),
 ) -> Gallery:
     """`keyframes` per video. `pictures`, with their `truth` (number of the category), are repeated as often as needed;
-    an empty list: none on this machine. `names`: of the videos' files."""
+    an empty list: none on this machine. `names`: of the videos' files; `task_ids`: theirs at Label Studio."""
     random = np.random.default_rng(0)
     store.put_project(project)
     tasks = [
         (
-            100 + n,
+            task_ids[n] if task_ids else 100 + n,
             f"/data/upload/{project.label_studio_id}/0123abcd-{names[n] if n < len(names) else f'clip {n}.mp4'}",
             {},
         )

@@ -930,3 +930,50 @@ def test_embedder__other_weights_under_the_same_name_are_refused(opened: Open) -
     del place.embedder
     with pytest.raises(EmbedderError, match="is not the model that made the vectors kept under this name"):
         place.embedder  # noqa: B018
+
+
+# --- what people did to clusters ---
+
+
+def test_cluster__edits_hold_in_timelines_and_survive_new_keyframes_and_a_new_fit(opened: Open) -> None:
+    place = opened(clusters=2)
+    looks = [Scene(15, seed=1), Scene(15, seed=2), Scene(15, seed=1), Scene(15, seed=3)]
+    first = add_clip(place, 1, looks)
+    assert run(place, "video", first).state == "done"
+    assert run(place, "cluster").state == "done"
+    ids = [frame.id for frame in place.store.keyframes([first])[first]]
+    store, model = place.store, "efficientnet-lite0"
+
+    def numbers() -> dict[int, int]:
+        found = store.clustering(UID, model)
+        assert found is not None
+        return dict(zip(found[0].keyframe_ids.tolist(), found[0].clusters.tolist(), strict=True))
+
+    def shown(task: int) -> list[str]:
+        return [region["meta"]["text"][0].split(" · ")[0] for region in body(place, task)["result"]]
+
+    before = numbers()
+    assert before[ids[0]] == before[ids[2]]
+    home = before[ids[1]]
+    rest = [keyframe for keyframe, number in before.items() if number == home and keyframe != ids[1]]
+    new = max(before.values()) + 1
+    split = store.edits.add(UID, "split", "ann", number=new, chosen={ids[1]: 1.0}, cluster=rest or [ids[3]])
+    store.edits.add(UID, "junk", "ann", cluster=[ids[0], ids[2]])
+    ask_again(place, "cluster")
+    assert run(place, "cluster").state == "done"
+    assert numbers() == {**before, ids[1]: new}
+    assert f"c{new:04d}" in shown(1)
+    assert f"c{before[ids[0]]:04d}" not in shown(1), "junk is not shown"
+
+    second = add_clip(place, 2, looks)  # twice as many: all is fitted afresh
+    assert run(place, "video", second).state == "done"
+    assert run(place, "cluster").state == "done"
+    after = numbers()
+    assert after[ids[1]] == new
+    junk = store.clustering(UID, model)
+    assert junk is not None
+    assert after[ids[0]] in junk[0].junk
+    store.edits.put_undone(split)
+    ask_again(place, "cluster")
+    assert run(place, "cluster").state == "done"
+    assert new not in numbers().values()

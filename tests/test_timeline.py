@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from lookalike.label_config import shipped_config
 from lookalike.records import Clustering, Keyframe, keyframe_id
-from workers.timeline import cluster_segments, describe_members, lookup, moved_videos
+from lookalike.wire import parse_label_config
+from workers.timeline import Named, cluster_segments, compose, describe_members, lookup, moved_videos
 
 
 def _frame(video: int, index: int, first: int, last: int) -> Keyframe:
@@ -58,6 +60,29 @@ def test_segments__what_is_like_nothing_else_says_so() -> None:
     grouped = _clustering([f.id for f in frames], [0, -1], 1)
     segments = cluster_segments(frames, grouped, "x", describe_members(grouped))
     assert segments[1].note == "c---- · like nothing else in this project"
+
+
+def test_segments__junk_is_not_shown_but_what_people_said_of_it_is() -> None:
+    frames = [_frame(1, 5, 0, 9), _frame(1, 15, 10, 19), _frame(1, 25, 20, 29)]
+    grouped = replace(_clustering([f.id for f in frames], [0, 1, 1], 2), junk=frozenset([1]), names={0: "red cars"})
+    named = {frames[2].id: (Named("Car", 1.0, "Car, labelled by ann"),)}
+    segments = cluster_segments(frames, grouped, "x", describe_members(grouped), named)
+    assert [s.category for s in segments] == ["x", "Car"]
+    assert segments[0].note == "c0000 · red cars, 1 keyframe like this in 1 video"
+
+
+def test_compose__a_video_of_nothing_but_junk_has_no_choice() -> None:
+    config = parse_label_config(shipped_config("video_choices"))
+    frames = [_frame(1, 5, 0, 9), _frame(1, 15, 10, 12)]
+    grouped = _clustering([f.id for f in frames], [0, 1], 2)
+
+    def choices(junk: set[int]) -> list[str]:
+        edited = replace(grouped, junk=frozenset(junk))
+        result = compose(config, {}, 2.0, frames, edited, describe_members(edited), "v")["result"]
+        return [region["meta"]["text"][0] for region in result]
+
+    assert choices({0}) == ["c0001 · 1 keyframe like this in 1 video"]
+    assert choices({0, 1}) == []
 
 
 def test_describe_members__counts_keyframes_and_videos() -> None:

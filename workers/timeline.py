@@ -98,7 +98,7 @@ def cluster_segments(
         elif category is not None:
             label, note = category, f"{cluster_name(number)} · {members[number]}"
             score = float(similarity[at:end].mean())
-        if words or category is not None:
+        if words or (category is not None and number not in clustering.junk):
             segments.append(
                 Segment(
                     first_frame=first.first_frame,
@@ -131,7 +131,8 @@ def describe_members(clustering: Clustering, noun: str = "video") -> dict[int, s
             said = f"{count} {'keyframe' if noun == 'video' else noun}{'s' if count > 1 else ''} like this"
             if noun == "video":
                 said += f" in {among} video{'s' if among > 1 else ''}"
-            described[int(number)] = said
+            name = clustering.names.get(int(number))
+            described[int(number)] = f"{name}, {said}" if name else said
     return described
 
 
@@ -183,10 +184,13 @@ def _choice(
     clustering: Clustering,
     members: dict[int, str],
 ) -> list[Json]:
-    """The reserved choice, saying which cluster most of the frames belong to; nothing without a keyframe."""
+    """The reserved choice, saying which cluster most of the frames belong to; nothing without a keyframe of any use."""
+    numbers, similarity = lookup(clustering, np.asarray([keyframe.id for keyframe in keyframes], np.int64))
+    useful = ~np.isin(numbers, list(clustering.junk))
+    keyframes = [keyframe for keyframe, use in zip(keyframes, useful, strict=True) if use]
+    numbers, similarity = numbers[useful], similarity[useful]
     if not keyframes:
         return []
-    numbers, similarity = lookup(clustering, np.asarray([keyframe.id for keyframe in keyframes], np.int64))
     frames = np.asarray([keyframe.last_frame - keyframe.first_frame + 1 for keyframe in keyframes])
     found, row = np.unique(numbers, return_inverse=True)
     number = int(found[np.bincount(row, weights=frames).argmax()])

@@ -3,6 +3,7 @@
 //   const act = Lookalike.acting(bar)            bar: the element .actions with data-base, the project's address
 //   await act.label("Car", ids)                  -> {done, skipped, failed: [{keyframe, reason}]}
 //   await act.reject(ids, "Car")                 the proposal is wrong; without a category, whatever is proposed
+//   await act.propose(ids, "Car")                not the person's word, but a guess to be confirmed
 //   await act.edit({kind: "junk", number: 7})    see POST …/edits
 //   await act.undo()                             what this person did last in this project
 //   act.later("…")                               load the page anew, and say this then
@@ -73,6 +74,12 @@ Lookalike.acting = (bar) => {
       Lookalike.say(answer.done ? `${answer.done} rejected, not to be proposed again` : "Nothing is proposed for these");
       return answer;
     }),
+    propose: (ids, category) => alone(async () => {
+      const answer = await Lookalike.post(`${base}/proposals`, {keyframes: ids, category});
+      history.push({edit: answer.edit, back: () => {}});
+      Lookalike.say(`${answer.done} proposed as ${category}; they show up in a moment`);
+      return answer;
+    }),
     edit: (body) => alone(() => Lookalike.post(`${base}/edits`, body)),
     undo: () => alone(async () => {
       let answer;
@@ -128,6 +135,15 @@ Lookalike.acting = (bar) => {
     },
   };
   bar.querySelector("[data-undo]").addEventListener("click", act.undo);
+  // Wherever the focus is but in a field: u undoes, an arrow goes to the sheet.
+  const sheet = document.querySelector('.sheet[role="listbox"]');
+  addEventListener("keydown", (event) => {
+    if (!sheet || event.ctrlKey || event.metaKey || event.altKey || sheet.contains(event.target) || event.target.closest("input, select, dialog")) return;
+    if (event.key === "u") act.undo();
+    else if (/^Arrow/.test(event.key)) sheet.querySelector('[tabindex="0"]')?.focus();
+    else return;
+    event.preventDefault();
+  });
   return act;
 };
 addEventListener("DOMContentLoaded", () => {

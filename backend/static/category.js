@@ -45,7 +45,8 @@ addEventListener("DOMContentLoaded", () => {
     Lookalike.say(`${found.keyframes.length} found`);
   }
 
-  // How far does it go? By bisection: a sheet from the middle of what is open, yes or no, about log2(n) times.
+  // How far does it go? Sheets ever farther away until one is wrong, then from the middle of what is open: about
+  // log2(n) questions. The first is where our own guesses end.
   const panel = document.getElementById("reach");
   const at = (part) => panel.querySelector(`[data-reach="${part}"]`);
   const slider = panel.querySelector("input");
@@ -54,6 +55,7 @@ addEventListener("DOMContentLoaded", () => {
   let [low, high] = [0, 0]; // so many are right for sure; from here on they are not
   let asked = 0;
   let place = 0;
+  let middle = 0;
 
   async function show(middle) {
     place = Math.max(0, Math.min(middle - SHEET / 2, ranked.length - SHEET));
@@ -67,12 +69,14 @@ addEventListener("DOMContentLoaded", () => {
   async function next() {
     const over = high - low <= SHEET / 2;
     for (const part of ["yes", "no"]) at(part).hidden = over;
-    at("label").hidden = !over || !low || !mayLabel;
-    slider.value = over ? low : (low + high) >> 1;
+    for (const part of ["label", "propose"]) at(part).hidden = true;
     if (over) return end(low);
-    const left = Math.max(1, Math.ceil(Math.log2((high - low) / (SHEET / 2))));
+    const farther = asked ? 2 * low : Math.max(2 * SHEET, Number(bar.dataset.proposed));
+    middle = high < ranked.length || farther >= high ? (low + high) >> 1 : farther;
+    slider.value = middle;
+    const left = Math.max(1, Math.ceil(Math.log2((Math.min(high, 2 * middle) - low) / (SHEET / 2))));
     at("question").textContent = `Are all of these ${name}? Question ${asked + 1}, about ${left} to go.`;
-    await show((low + high) >> 1);
+    await show(middle);
     at("yes").focus();
   }
 
@@ -80,6 +84,8 @@ addEventListener("DOMContentLoaded", () => {
     low = high = count;
     at("label").textContent = `Label ${count} as ${name}`;
     at("label").hidden = !count || !mayLabel;
+    at("propose").hidden = !count;
+    slider.value = count;
     at("question").textContent = count
       ? `The ${count} most alike are ${name}; these are the last of them. Move the slider to change that.`
       : `Even the most alike are not ${name}.`;
@@ -119,6 +125,9 @@ addEventListener("DOMContentLoaded", () => {
     else if (part === "label") {
       const done = await act.label(name, ranked.slice(0, low));
       if (done && !done.failed.length) act.later(`${done.done.length} labelled ${name}`);
+    } else if (part === "propose") {
+      const done = await act.propose(ranked.slice(0, low), name);
+      if (done) panel.hidden = true;
     }
   });
   panel.addEventListener("keydown", (event) => {

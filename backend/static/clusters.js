@@ -97,8 +97,9 @@ addEventListener("DOMContentLoaded", () => {
     changed();
   });
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("dialog, select, button")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("dialog, select")) return;
     const {key} = event;
+    if (event.target.closest("button") && (key === " " || key === "Enter")) return;
     const card = here();
     const all = cards();
     const step = {ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1}[key];
