@@ -73,7 +73,7 @@ def test_segments__junk_is_not_shown_but_what_people_said_of_it_is() -> None:
 
 def test_compose__a_video_of_nothing_but_junk_has_no_choice() -> None:
     config = parse_label_config(shipped_config("video_choices"))
-    frames = [_frame(1, 5, 0, 9), _frame(1, 15, 10, 12)]
+    frames = [_frame(1, 5, 0, 9), _frame(1, 11, 10, 12)]
     grouped = _clustering([f.id for f in frames], [0, 1], 2)
 
     def choices(junk: set[int]) -> list[str]:
