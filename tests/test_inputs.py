@@ -87,6 +87,17 @@ def test_embed_keyframes__sound_of_their_shots(tmp_path: Path) -> None:
     assert tone == pytest.approx(1000, abs=5)
 
 
+def test_embed_keyframes__a_shot_is_heard_once(tmp_path: Path) -> None:
+    film = tones(tmp_path / "a.mkv", 300, 1000, pictures=True)
+    model = Fake("sound")
+    shot = [
+        Keyframe(keyframe_id(3, n), 3, n, time, 1.0, n, n, time - 0.5, time + 0.5) for n, time in enumerate((1.0, 2.0))
+    ]
+    found = embed_keyframes(model, shot, tmp_path, Origin("a.mkv", film), Settings(data_dir=tmp_path))
+    assert len(model.given) == 1
+    assert found.vectors[0].tolist() == found.vectors[1].tolist()
+
+
 def test_embed_keyframes__sound_of_what_has_none_at_hand(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     with pytest.raises(EmbedderError, match=r"fake takes sound, and a\.jpg is a picture; choose a model of pictures"):

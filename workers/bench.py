@@ -12,7 +12,7 @@ import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -29,7 +29,7 @@ from lookalike.ledger import Claim
 from lookalike.records import Clustering, Extraction, Json
 from lookalike.settings import Settings, share_cores
 from lookalike.store import Project, Store, open_store
-from workers import clustering, demo, inputs, jobs, keyframes, scale
+from workers import clustering, demo, inputs, jobs, keyframes, scale, speed
 
 if TYPE_CHECKING:
     from workers.embedders import Embedder
@@ -67,13 +67,19 @@ RATIOS = {
 @click.option(
     "--scale", "sizes", type=click.IntRange(100), multiple=True, help="Instead: a project of so many keyframes; repeat."
 )
+@click.option("--embedder", "embedders", multiple=True, help="Instead: the speed of this embedder; repeat.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def command(clips: Path | None, repeat: int, clusters: int, sizes: tuple[int, ...], as_json: bool) -> None:
+def command(
+    clips: Path | None, repeat: int, clusters: int, sizes: tuple[int, ...], embedders: tuple[str, ...], as_json: bool
+) -> None:
     """Measure decoding, keyframes, embedding, clustering, writing and the whole job against their limits.
 
     With --scale, 14000 and 100000 say: what one more label and 1 % more keyframes cost there, in vectors made up.
 
-    Needs the source tree, without --scale: the article's recipe and the clips with known cuts are in benchmarks/.
+    With --embedder: CPU time per picture against plain transformers, by each way of inference that is installed.
+
+    Needs the source tree, without --scale and --embedder: the article's recipe and the clips with known cuts are in
+    benchmarks/.
     """
     share_cores()
     if sizes:
@@ -81,6 +87,10 @@ def command(clips: Path | None, repeat: int, clusters: int, sizes: tuple[int, ..
         click.echo(json.dumps({"scale": grown}) if as_json else scale.table(grown))
         return
     settings = Settings.from_environment()
+    if embedders:
+        speeds = speed.measure(embedders, settings, settings.data_dir / "models", repeat)
+        click.echo(json.dumps({"speeds": [asdict(s) for s in speeds]}) if as_json else speed.table(speeds), nl=as_json)
+        return
     found = demo.find_clips(clips) if clips else demo.sample_clips(settings.data_dir.resolve() / "clips")
     readable = [clip for clip in found if _readable(clip)]
     if not readable:

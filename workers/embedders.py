@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from lookalike.errors import EmbedderError
-from lookalike.models import ENTRY_POINTS, LITE0, VECTOR_FILES, functions, parse_spec
+from lookalike.models import ENTRY_POINTS, LITE0, VECTOR_FILES, Spec, functions, parse_spec
 from lookalike.vectors import VectorFile
 from workers.inference import CPU_BATCH, Encoder, batch_that_fits, open_forward, out_of_memory
 from workers.preparation import Picture, Preparation, probe_picture
@@ -184,6 +185,28 @@ class PictureEmbedder:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         return self._vectors(batch)
+
+
+class EagerEmbedder:
+    """What plain transformers gives, one picture at a time in float32: for measuring against."""
+
+    def __init__(self, spec: Spec, cache_dir: Path) -> None:
+        folder = model_folder(spec, cache_dir)
+        self._processor = load_image_processor(spec.name, folder)
+        model, missing = load_model(spec.name, folder)
+        # the processor has seen to the brightness
+        self._encoder = Encoder(model, spec.pooling, missing, np.ones(3), np.zeros(3))
+
+    def embed(self, images: Sequence[Picture]) -> Vectors:
+        """(n, d) float32, on one thread."""
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return np.concatenate(list(pool.map(self._vector, images)))
+
+    def _vector(self, image: Picture) -> Vectors:
+        inputs = self._processor(images=[Image.fromarray(image)], return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            vector: Vectors = self._encoder(inputs.permute(0, 2, 3, 1)).numpy()
+        return vector
 
 
 class FunctionEmbedder:

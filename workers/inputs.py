@@ -97,21 +97,25 @@ def _embed_sound(embedder: Embedder, frames: Sequence[Keyframe], origin: Origin,
     if origin.path is None:
         raise MediaError(f"{embedder.name} takes sound, and {origin.name} is not at hand; ask for the video again")
     windows = sound.windows(frames)
+    heard = {(window.first_s, window.last_s): window for window in windows}  # keyframes of a short shot hear the same
+    row = {span: number for number, span in enumerate(heard)}
+    different = list(heard.values())
     parts = [np.zeros((0, embedder.dim), np.float32)]
     with tempfile.TemporaryDirectory(prefix="lookalike-sound-") as folder:
         media.run_guarded(
             sound.extract,
             origin.path,
-            windows,
+            different,
             embedder.rate_hz,  # type: ignore[attr-defined]
             Path(folder),
             timeout_s=settings.decode_timeout_s,
             memory_mb=settings.decode_memory_mb,
         )
-        for at in range(0, len(windows), _AT_A_TIME):
-            sounds = [sound.read(Path(folder), window) for window in windows[at : at + _AT_A_TIME]]
+        for at in range(0, len(different), _AT_A_TIME):
+            sounds = [sound.read(Path(folder), window) for window in different[at : at + _AT_A_TIME]]
             parts.append(embedder.embed(sounds))
-    return _embeddings(embedder, frames, np.concatenate(parts))
+    rows = [row[window.first_s, window.last_s] for window in windows]
+    return _embeddings(embedder, frames, np.concatenate(parts)[rows])
 
 
 def _embeddings(embedder: Embedder, frames: Sequence[Keyframe], vectors: NDArray[np.float32]) -> Embeddings:
