@@ -72,9 +72,9 @@ def test_evaluate__says_what_is_wrong() -> None:
         evaluate(embeddings, truth[:-1], [5])
 
 
-def test_actions_to_finish__labels_bulk_confirmations_and_corrections() -> None:
-    proposed, unsure = np.array(["a", "a", "a", "b"]), np.array(["b", "b"])
-    assert actions_to_finish(10, [proposed, unsure], 4) == 10 + (2 + 1) + 4
+def test_actions_to_finish__labels_lists_corrections_and_what_is_left_open() -> None:
+    assert actions_to_finish(10, np.array(["a", "a", "a", "b"]), wrong=1, left_open=3) == 10 + 2 + 1 + 3
+    assert actions_to_finish(10, np.array([]), wrong=0, left_open=0) == 10
 
 
 def test_calibration_error__distance_of_score_and_share_right() -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from lookalike.records import Embeddings, Label
+from workers import planner
 from workers.planner import next_to_label, stop_advice
 from workers.propagation import Graph, build_graph, propagate, relative_influence
 
@@ -103,6 +106,26 @@ def test_stop_advice__a_sample_tells_what_the_whole_would(monkeypatch: pytest.Mo
     more = [Label(row, guess[row], -1) for row in next_to_label(graph, run, whole.more)]
     then = propagate(None, [*labels, *more], names, graph=graph)
     assert (then.labelled.sum() + len(then.proposed)) / 1500 == pytest.approx(0.9, abs=0.1)
+
+
+def test_stop_advice__what_it_took_so_far_tells_how_far_the_trial_is_off() -> None:
+    rng = np.random.default_rng(1)
+    kind, looks = np.arange(600) % 6, np.arange(600) % 60  # each kind has ten looks: one guesses wrong of most
+    vectors = (rng.normal(0, 1.2, (60, 32))[looks] + rng.normal(0, 1, (600, 32))).astype(np.float32)
+    graph, names = build_graph(Embeddings(np.arange(600), vectors, "t")), [f"kind{k}" for k in range(6)]
+    labels: list[Label] = []
+    run = None
+    while len(labels) < 30:
+        row = next_to_label(graph, run, 1)[0]
+        labels.append(Label(row, names[kind[row]], row))
+        run = propagate(None, labels, names, graph=graph)
+    assert run is not None
+    advice = stop_advice(graph, labels, names, run)
+    between = re.search(r"about (\d+) more centroids \((\d+) to (\d+)\) to reach 95% on 90%", advice.text)
+    assert between, advice.text
+    more, least, most = map(int, between.groups())
+    assert least < more == advice.more < most <= 570
+    assert planner._optimism(graph, labels[:7], names, run, False) == 1, "half of 7 labels tells nothing"
 
 
 def test_stop_advice__out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lookalike.records import Embeddings, Label
-from workers.propagation import Outcome, Propagation, add, build_graph, influence, propagate
+from workers import propagation
+from workers.propagation import Outcome, Propagation, add, build_graph, influence, narrow, propagate, reached, rows_of
 
 CATEGORIES = ["cat", "dog", "bird", "fish"]
 
@@ -155,6 +156,66 @@ def test_influence__is_the_series_of_label_spreading() -> None:
     kernel = 0.1 * np.linalg.inv(np.eye(40) - 0.9 * graph.spreading.toarray())
     assert np.abs(influence(graph, [3, 17]).toarray() - kernel[[3, 17]]).max() < 2e-3
     assert np.abs(graph.self_influence / np.diag(kernel) - 1).mean() < 0.15
+
+
+def test_reached__is_the_sum_of_all_influence() -> None:
+    embeddings, _ = blobs(per=10)
+    graph = build_graph(embeddings, k=5)
+    kernel = 0.1 * np.linalg.inv(np.eye(40) - 0.9 * graph.spreading.toarray())
+    relative = kernel / np.sqrt(np.outer(graph.self_influence, graph.self_influence))
+    weights = np.arange(40) / 40
+    assert reached(graph, weights) == pytest.approx(relative @ weights, rel=0.01)
+
+
+def test_propagate__categories_that_nobody_has_named_yet_make_it_careful() -> None:
+    embeddings, truth = blobs()
+    graph, labels = build_graph(embeddings), labels_of(truth, [0, 30, 60, 90])
+    listed = propagate(None, labels, CATEGORIES, graph=graph)
+    unseen = propagate(None, labels, [*CATEGORIES, "frog", "horse"], graph=graph)
+    assert unseen.score[5] < listed.score[5]
+    # once the labels bring nothing new, it makes no difference what else is listed
+    more = labels + labels_of(truth, list(range(1, 11)), 50)
+    assert propagate(None, more, [*CATEGORIES, "frog"], graph=graph).score[40] == pytest.approx(
+        propagate(None, more, CATEGORIES, graph=graph).score[40], abs=1e-3
+    )
+
+
+def test_narrow__says_of_its_keyframes_what_the_whole_graph_says() -> None:
+    embeddings, truth = blobs()
+    graph, labels = build_graph(embeddings), labels_of(truth, [0, 1, 30, 31, 60, 61, 90, 91])
+    givers = rows_of(graph, [label.keyframe_id for label in labels])
+    assert givers.tolist() == [0, 1, 30, 31, 60, 61, 90, 91]
+    part = narrow(graph, np.union1d(givers, np.arange(0, 120, 3)), givers)
+    whole, some = (propagate(None, labels, CATEGORIES, graph=g) for g in (graph, part))
+    guess = {g.keyframe_id: g.category for g in (*whole.proposed, *whole.open)}
+    assert len(some.keyframe_ids) == len(part.features) < 60
+    assert all(guess[g.keyframe_id] == g.category for g in (*some.proposed, *some.open))
+    rows = rows_of(graph, some.keyframe_ids.tolist())
+    assert some.score == pytest.approx(whole.score[rows], abs=1e-5)
+
+
+def test_build_graph__of_many_keyframes_finds_nearly_all_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(0, 2, (60, 32))[rng.integers(0, 60, 3000)] + rng.normal(0, 1, (3000, 32))
+    embeddings = Embeddings(np.arange(3000), vectors.astype(np.float32), "test")
+    exact = build_graph(embeddings)
+    monkeypatch.setattr(propagation, "_COMPARED_WITH_ALL", 1000)
+    monkeypatch.setattr(propagation, "_FIT_SAMPLE", 2999)  # as good as all
+    quick = build_graph(embeddings)
+    found = [len({*a} & {*b}) / 10 for a, b in zip(exact.neighbours, quick.neighbours, strict=True)]
+    assert np.mean(found) > 0.95
+    assert not (quick.neighbours == np.arange(3000)[:, None]).any()
+    assert (np.diff(quick.similarity, axis=1) <= 0).all()
+
+
+def test_build_graph__of_many_equal_keyframes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(propagation, "_COMPARED_WITH_ALL", 100)
+    monkeypatch.setattr(propagation, "_FIT_SAMPLE", 200)
+    vectors = np.concatenate([np.ones((290, 8)), np.random.default_rng(0).normal(0, 1, (10, 8))]).astype(np.float32)
+    graph = build_graph(Embeddings(np.arange(300), vectors, "test"))
+    assert graph.neighbours.shape == (300, 10)
+    assert graph.neighbours.min() >= 0
+    assert np.isfinite(graph.similarity).all()
 
 
 def test_add__new_keyframes_get_the_guess_that_a_fresh_graph_gives() -> None:

@@ -24,6 +24,7 @@ from lookalike.errors import RequestError, SetupError
 from lookalike.records import Embeddings, Label
 from lookalike.settings import Settings
 from lookalike.store import Store, open_store
+from lookalike.vectors import VectorFile
 from workers.clustering import article_cluster
 from workers.companion import categories_of, representatives, settle
 from workers.planner import next_to_label
@@ -186,24 +187,14 @@ def _mean(results: Sequence[Result]) -> Result:
 
 
 def read_labelled(path: Path) -> tuple[Embeddings, list[str]]:
-    """Embeddings and categories of an .npz with `X` (n, d), `y` (n,) and, if y are numbers, `classes`.
+    """Embeddings and categories of a file as `lookalike.vectors` reads it, in which each row has a label.
 
     Raises RequestError with what is missing.
     """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            missing = {"X", "y"} - set(data)
-            if missing:
-                raise RequestError(f"{path} must hold the arrays X and y, it has no {' and no '.join(sorted(missing))}")
-            vectors, y = data["X"].astype(np.float32), data["y"]
-            classes = data.get("classes")
-    except (OSError, ValueError, EOFError) as error:
-        raise RequestError(f"cannot read {path} as .npz: {error}") from None
-    truth = [str(classes[i]) if classes is not None and np.issubdtype(y.dtype, np.integer) else str(i) for i in y]
-    try:
-        return Embeddings(np.arange(len(vectors)), vectors, path.stem), truth
-    except ValueError as error:
-        raise RequestError(f"{path}: {error}") from None
+    file = VectorFile.read(path)
+    if not file.labels:
+        raise RequestError(f"{path} must hold the category of each vector, as label or y")
+    return Embeddings(np.arange(len(file.vectors)), file.vectors, path.stem), list(file.labels)
 
 
 def read_project(store: Store, project_id: int, model: str) -> tuple[Embeddings, list[str]]:
@@ -219,6 +210,7 @@ def read_project(store: Store, project_id: int, model: str) -> tuple[Embeddings,
         raise SetupError(f"project {project_id} is not connected to this backend; connected: {known}")
     project = mine[-1]  # Label Studio's SQLite uses ids again: the youngest is the living one
     config = wire.parse_label_config(project.label_config)
+    model = store.serving(project.uid, model)
     embeddings = store.load_embeddings(project.uid, model)
     leaders = {keyframe: task.leader for keyframe, task in store.labels.keyframe_tasks(project.uid).items()}
     standing_for = representatives(embeddings.keyframe_ids.tolist(), leaders)
@@ -279,7 +271,7 @@ def table(results: Sequence[Result], n: int) -> str:
 
 @click.command("evaluate")
 @click.argument(
-    "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[EMB.npz]", required=False
+    "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="[VECTORS]", required=False
 )
 @click.option("--project", "project_id", type=int, help="Replay the labels that people gave in this project instead.")
 @click.option("--budget", "budgets", type=click.IntRange(1), multiple=True, help="Labels to spend; may be repeated.")
@@ -302,14 +294,15 @@ def command(
 ) -> None:
     """Replay an annotator on data whose labels are known, and say what Lookalike saves.
 
-    EMB.npz holds X (n, d), y (n,) and, if y are numbers, classes. Without --budget: 1, 2 and 5 labels per category.
+    VECTORS is an .npz that holds X (n, d), y (n,) and, if y are numbers, classes; or a Parquet file with the columns
+    vector and label. Without --budget: 1, 2 and 5 labels per category.
 
     With --project: what would it have saved us? The data are the keyframes that people have labelled in Label Studio,
     those left out on which they disagree. Without --budget: 5, 10, 20 and 40 % of them. Where most were confirmed in
     bulk, they are the easier part of the project, and the rest saves less.
     """
     if (path is None) == (project_id is None):
-        raise click.UsageError("give either EMB.npz or --project")
+        raise click.UsageError("give either VECTORS or --project")
     if path is not None:
         data, truth = read_labelled(path)
         count = len(set(truth))
