@@ -9,7 +9,6 @@ import base64
 import binascii
 import json
 import logging
-import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from lookalike import wire
 from lookalike.errors import LookalikeError, NotYet, RequestError
 from lookalike.finder import MOST, Example, Found, Wanted, example_of
 from lookalike.questions import QuestionKind
-from lookalike.records import Json, LabelConfig, cluster_name, keyframe_id
+from lookalike.records import Json, LabelConfig, cluster_name, cluster_number, keyframe_id
 from lookalike.store import Project
 from lookalike.views import Views
 from lookalike.wire import PredictRequest, TaskRef
@@ -370,9 +369,7 @@ def _flag(body: Json, name: str, default: bool | None) -> bool | None:
 
 
 def _cluster(name: Any) -> int:
-    """`c0007` or `c----` -> number."""
-    if name == cluster_name(-1):
-        return -1
-    if not isinstance(name, str) or not re.fullmatch(r"c[0-9]{4,9}", name):
-        raise RequestError(f"each of clusters must be a name such as c0007, got {str(name)[:40]!r}")
-    return int(name[1:])
+    try:
+        return cluster_number(str(name))
+    except ValueError as error:
+        raise RequestError(f"each of clusters must be the name of one: {error}") from None

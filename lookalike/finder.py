@@ -13,10 +13,10 @@ import math
 import shutil
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,8 +92,6 @@ class Found:
     searched: int  # keyframes
     complete: bool  # False: newer keyframes are still being taken in
     examples: int  # that the query was made of
-    query: Query
-    view: View
 
 
 @dataclass
@@ -132,34 +130,15 @@ class Finder:
         """
         now = self._store.questions.revision(project)
         known, view, complete = self._current(project, now, wait_s)
-        labelled = self._labelled(known, project, now) if wanted.category or wanted.labelled is not None else {}
-        likes, leave_out = self._likes(known, project, wanted, view, labelled, now)
-        unlikes = [*_keyframes(view, wanted.unlike), *wanted.counterexamples]
-        background = view.background
-        query = query_of(_stack(likes, view), _stack(unlikes, view), background) if likes else None
-        if wanted.words is not None:
-            query = with_words(query, wanted.words, background)
-        assert query is not None
+        labelled = self._labelled(known, project, now)
+        chosen: Sequence[int] = ()
+        if wanted.category:
+            chosen = self._examples(known, wanted.category, view, labelled, now)
+            if not chosen and not (wanted.like or wanted.examples or wanted.words is not None):
+                raise RequestError(f"nobody has labelled a keyframe {wanted.category!r} yet; label one, or choose some")
         clusters = self._clusters(known, project, view, now)
-        allowed = _allowed(view, wanted, clusters, labelled)
-        groups = self._ranked(view, query, wanted, allowed, {*leave_out, *wanted.unlike})
-        rows = np.asarray([members[0][0] for members in groups], np.int64)
-        ids = view.keyframe_ids
-        nearest, cosine = _nearest(view.vectors(rows), likes)
-        words = labelled or self._labelled(known, project, now)
-        hits = tuple(
-            Hit(
-                int(ids[members[0][0]]),
-                min(1.0, max(0.0, members[0][1])),
-                likes[nearest[place]].name if likes else None,
-                float(cosine[place]),
-                tuple(int(ids[row]) for row, _ in members[1:]),
-                int(clusters[members[0][0]]),
-                words.get(int(ids[members[0][0]]), ()),
-            )
-            for place, members in enumerate(groups)
-        )
-        return Found(hits, len(view), complete, len(likes), query, view)
+        found = search(view, wanted, clusters, labelled, self._store.questions.leaders, chosen)
+        return replace(found, complete=complete)
 
     def guess(self, project: str, vector: Vectors) -> tuple[str, float] | None:
         """What a picture (d,) may show, by the labelled keyframes that it is most like, and how sure that is, 0..1;
@@ -258,31 +237,20 @@ class Finder:
             known.clusters = (key, numbers)
         return known.clusters[1]
 
-    def _likes(
+    def _examples(
         self,
         known: _Known,
-        project: str,
-        wanted: Wanted,
+        category: str,
         view: View,
         labelled: Mapping[int, tuple[str, ...]],
         now: Revision,
-    ) -> tuple[list[Example], set[int]]:
-        """(the examples, keyframes that are none of the results because they are examples)"""
-        chosen: list[int] = []
-        leave_out: set[int] = set(wanted.like)
-        if wanted.category:
-            key = (now.labels, now.vectors)
-            if known.examples[0] != key:
-                known.examples = (key, {})
-            if wanted.category not in known.examples[1]:
-                known.examples[1][wanted.category] = self._examples_of(wanted.category, view, labelled)
-            chosen = known.examples[1][wanted.category]
-            leave_out |= {keyframe for keyframe, said in labelled.items() if wanted.category in said}
-            if not chosen and not (wanted.like or wanted.examples or wanted.words is not None):
-                raise RequestError(f"nobody has labelled a keyframe {wanted.category!r} yet; label one, or choose some")
-        unlike = set(wanted.unlike)
-        names = [keyframe for keyframe in dict.fromkeys((*wanted.like, *chosen)) if keyframe not in unlike]
-        return [*_keyframes(view, names), *wanted.examples], leave_out
+    ) -> list[int]:
+        key = (now.labels, now.vectors)
+        if known.examples[0] != key:
+            known.examples = (key, {})
+        if category not in known.examples[1]:
+            known.examples[1][category] = self._examples_of(category, view, labelled)
+        return known.examples[1][category]
 
     def _examples_of(self, category: str, view: View, labelled: Mapping[int, tuple[str, ...]]) -> list[int]:
         """Keyframes that people called so and nothing else, one of each group of near-duplicates."""
@@ -296,31 +264,48 @@ class Finder:
             first.setdefault(leaders[keyframe], keyframe)
         return sorted(first.values())[:_MOST_EXAMPLES]
 
-    def _ranked(
-        self, view: View, query: Query, wanted: Wanted, allowed: NDArray[np.bool_] | None, leave_out: set[int]
-    ) -> list[list[tuple[int, float]]]:
-        """Groups of (row, similarity), the best first, in groups and among them."""
-        ids = view.keyframe_ids
-        gone = view.rows_of(sorted(leave_out))
-        if len(gone) > wanted.top:
-            allowed = np.ones(len(ids), bool) if allowed is None else allowed
-            allowed[gone] = False
-            gone = gone[:0]
-        skip = set(gone.tolist())
-        looked_at = (2 if wanted.fold else 1) * wanted.top + len(skip)
-        while True:
-            rows, similarity = view.search(query, looked_at, allowed)
-            pairs = [
-                (row, value) for row, value in zip(rows.tolist(), similarity.tolist(), strict=True) if row not in skip
-            ]
-            leaders = self._store.questions.leaders(ids[[row for row, _ in pairs]].tolist()) if wanted.fold else {}
-            groups: dict[int, list[tuple[int, float]]] = {}
-            for row, value in pairs:
-                keyframe = int(ids[row])
-                groups.setdefault(leaders.get(keyframe, keyframe), []).append((row, value))
-            if len(groups) >= wanted.top or len(rows) < looked_at or looked_at >= _MOST_LOOKED_AT:
-                return list(groups.values())[: wanted.top]
-            looked_at *= 4
+
+def search(
+    view: View,
+    wanted: Wanted,
+    clusters: NDArray[np.int32],
+    labelled: Mapping[int, tuple[str, ...]],
+    leaders: Callable[[Sequence[int]], Mapping[int, int]],
+    chosen: Sequence[int] = (),
+) -> Found:
+    """Search one view. clusters: (rows,) of each row; labelled: categories by keyframe; leaders: whose near-duplicate
+    each of these keyframes is; chosen: the examples of the category that is wanted.
+
+    Raises RequestError for keyframes that are not in it.
+    """
+    leave_out = {*wanted.like, *wanted.unlike}
+    if wanted.category:
+        leave_out |= {keyframe for keyframe, said in labelled.items() if wanted.category in said}
+    names = [keyframe for keyframe in dict.fromkeys((*wanted.like, *chosen)) if keyframe not in wanted.unlike]
+    likes = [*_keyframes(view, names), *wanted.examples]
+    unlikes = [*_keyframes(view, wanted.unlike), *wanted.counterexamples]
+    query = query_of(_stack(likes, view), _stack(unlikes, view), view.background) if likes else None
+    if wanted.words is not None:
+        query = with_words(query, _fitting(wanted.words, view), view.background)
+    if query is None:
+        raise RequestError("all that is wanted is unwanted, too: leave something to look for")
+    groups = _ranked(view, query, wanted, _allowed(view, wanted, clusters, labelled), leave_out, leaders)
+    rows = np.asarray([members[0][0] for members in groups], np.int64)
+    ids = view.keyframe_ids
+    nearest, cosine = _nearest(view.vectors(rows), likes)
+    hits = tuple(
+        Hit(
+            int(ids[row]),
+            min(1.0, max(0.0, similarity)),
+            likes[nearest[place]].name if likes else None,
+            float(cosine[place]),
+            tuple(int(ids[other]) for other, _ in others),
+            int(clusters[row]),
+            labelled.get(int(ids[row]), ()),
+        )
+        for place, ((row, similarity), *others) in enumerate(groups)
+    )
+    return Found(hits, len(view), True, len(likes))
 
 
 def example_of(question: Question) -> Example:
@@ -331,6 +316,36 @@ def example_of(question: Question) -> Example:
 
 
 # --- steps ---
+
+
+def _ranked(
+    view: View,
+    query: Query,
+    wanted: Wanted,
+    allowed: NDArray[np.bool_] | None,
+    leave_out: set[int],
+    leaders: Callable[[Sequence[int]], Mapping[int, int]],
+) -> list[list[tuple[int, float]]]:
+    """Groups of (row, similarity), the best first, in groups and among them."""
+    ids = view.keyframe_ids
+    gone = view.rows_of(sorted(leave_out))
+    if len(gone) > wanted.top:
+        allowed = np.ones(len(ids), bool) if allowed is None else allowed
+        allowed[gone] = False
+        gone = gone[:0]
+    skip = set(gone.tolist())
+    looked_at = (2 if wanted.fold else 1) * wanted.top + len(skip)
+    while True:
+        rows, similarity = view.search(query, looked_at, allowed)
+        pairs = [(row, value) for row, value in zip(rows.tolist(), similarity.tolist(), strict=True) if row not in skip]
+        first = leaders(ids[[row for row, _ in pairs]].tolist()) if wanted.fold else {}
+        groups: dict[int, list[tuple[int, float]]] = {}
+        for row, value in pairs:
+            keyframe = int(ids[row])
+            groups.setdefault(first.get(keyframe, keyframe), []).append((row, value))
+        if len(groups) >= wanted.top or len(rows) < looked_at or looked_at >= _MOST_LOOKED_AT:
+            return list(groups.values())[: wanted.top]
+        looked_at *= 4
 
 
 def _keyframes(view: View, keyframes: Sequence[int]) -> list[Example]:

@@ -129,6 +129,15 @@ def cluster_name(number: int) -> str:
     return "c----" if number < 0 else f"c{number:04d}"
 
 
+def cluster_number(name: str) -> int:
+    """The number of `c0007`; -1 of `c----`. Raises ValueError for anything else."""
+    if name == cluster_name(-1):
+        return -1
+    if not (name.startswith("c") and name[1:].isascii() and name[1:].isdecimal() and 5 <= len(name) <= 10):
+        raise ValueError(f"a cluster has a name such as c0007, got {name[:40]!r}")
+    return int(name[1:])
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """A person's word: this keyframe shows this category."""

@@ -98,7 +98,7 @@ def test_similar__more_and_less_like_keyframes(client: FlaskClient, gallery: Gal
         ("category=Car&top=0", "top must be a whole number from 1 to 1000, got '0'"),
         ("category=Car&top=x", "top must be a whole number, got 'x'"),
         ("keyframe=99", "keyframe 99 is not in this project"),
-        ("category=Car&cluster=7", "each of clusters must be a name such as c0007, got '7'"),
+        ("category=Car&cluster=7", "a cluster has a name such as c0007, got '7'"),
         ("category=Car&labelled=maybe", "labelled must be yes or no, got 'maybe'"),
         ("category=Car&colour=red", "'colour' is no parameter of a search"),
     ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from lookalike.errors import RequestError
+from lookalike.errors import MediaError, RequestError
 from lookalike.questions import Question
 from lookalike.settings import Settings
 from workers import media, stills
@@ -47,20 +47,29 @@ def vector_of(
 
 
 def read_uploaded(content: bytes, settings: Settings) -> Picture:
-    """A picture of unknown origin, decoded in a guarded child. Raises MediaError."""
+    """A picture's file, of unknown origin. Raises MediaError."""
+    with tempfile.NamedTemporaryFile(prefix="lookalike-question-") as file:
+        file.write(content)
+        file.flush()
+        try:
+            return read_file(Path(file.name), settings)
+        except MediaError as error:  # it knows the name of our copy
+            raise type(error)(str(error).replace(Path(file.name).name, "the picture")) from error
+
+
+def read_file(path: Path, settings: Settings) -> Picture:
+    """A picture, decoded in a guarded child. Raises MediaError."""
     with tempfile.TemporaryDirectory(prefix="lookalike-question-") as folder:
-        path = Path(folder, "the picture")
-        path.write_bytes(content)
-        return read_file(path, Path(folder), settings)
-
-
-def read_file(path: Path, folder: Path, settings: Settings) -> Picture:
-    """The same for a file; `folder` gets what is made on the way."""
-    media.run_guarded(
-        stills.extract, path, 0, folder, _options(settings),
-        timeout_s=min(_DECODE_WITHIN_S, settings.decode_timeout_s), memory_mb=settings.decode_memory_mb,
-    )  # fmt: skip
-    return read_picture(folder / "0000000.jpg")
+        media.run_guarded(
+            stills.extract,
+            path,
+            0,
+            Path(folder),
+            KeyframeOptions(width_px=settings.keyframe_width_px, max_pixels=settings.max_pixels),
+            timeout_s=min(_DECODE_WITHIN_S, settings.decode_timeout_s),
+            memory_mb=settings.decode_memory_mb,
+        )
+        return read_picture(Path(folder, "0000000.jpg"))
 
 
 def crop(picture: Picture, box: tuple[float, float, float, float]) -> Picture:
@@ -75,10 +84,6 @@ def crop(picture: Picture, box: tuple[float, float, float, float]) -> Picture:
             f"choose one of at least {_LEAST_PX} x {_LEAST_PX}"
         )
     return part
-
-
-def _options(settings: Settings) -> KeyframeOptions:
-    return KeyframeOptions(width_px=settings.keyframe_width_px, max_pixels=settings.max_pixels)
 
 
 def _row(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
