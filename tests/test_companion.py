@@ -74,6 +74,9 @@ def test_task_data__a_file_name_is_no_markup() -> None:
     assert data["cluster"] == "c0007"
     assert data["similarity"] == 0.912
     assert data["links"] == r"[a\]\(b\)\*.mp4 at 1:12](/projects/1) · c0007"
+    page = "http://127.0.0.1:9090/projects/1/keyframes/7"
+    data = task_data(frame, "/i.jpg", 7, 0.9, centroid=True, order=2, video="a.mp4", link="/projects/1", page=page)
+    assert data["links"].endswith(f" · c0007 · [more like it]({page})")
 
 
 class TestFold:

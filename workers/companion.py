@@ -137,9 +137,21 @@ def tabs_of(made: Mapping[str, int]) -> set[str]:
 
 
 def task_data(
-    frame: Keyframe, image: str, cluster: int, similarity: float, *, centroid: bool, order: int, video: str, link: str
+    frame: Keyframe,
+    image: str,
+    cluster: int,
+    similarity: float,
+    *,
+    centroid: bool,
+    order: int,
+    video: str,
+    link: str,
+    page: str = "",
 ) -> Json:
-    """The fields of a keyframe's task. Clusters are text, since Label Studio compares 7 with "7" as different."""
+    """The fields of a keyframe's task. Clusters are text, since Label Studio compares 7 with "7" as different.
+
+    `link`: to the video's task; `page`: the keyframe's page with us, "" for none.
+    """
     at = f"{int(frame.time_s) // 60}:{int(frame.time_s) % 60:02d}"
     name = _without_markup(video)
     return {
@@ -153,7 +165,7 @@ def task_data(
         "time": round(frame.time_s, 2),
         "category": "",
         "state": "open",
-        "links": f"[{name} at {at}]({link}) · {cluster_name(cluster)}",
+        "links": f"[{name} at {at}]({link}) · {cluster_name(cluster)}" + (f" · [more like it]({page})" if page else ""),
     }
 
 

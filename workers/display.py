@@ -161,6 +161,7 @@ def keep_tasks(
             order=places.get(number, _NO_PLACE),
             video=companion.video_name(video.url),
             link=_link(settings, project, video),
+            page=_page(settings, project, leader),
         )
     made = studio.import_tasks(known.label_studio_id, [{"data": values} for values in data.values()])
     store.labels.put_tasks(project, dict(zip(data, made, strict=True)), data)
@@ -396,6 +397,13 @@ def _small_picture(path: Path) -> bytes | None:
 def _frames(store: Store, ids: Sequence[int]) -> dict[int, Keyframe]:
     videos = sorted({split_keyframe_id(keyframe)[0] for keyframe in ids})
     return {frame.id: frame for frames in store.keyframes(videos).values() for frame in frames}
+
+
+def _page(settings: Settings, project: str, keyframe: int) -> str:
+    """The keyframe's page with us; "" where only this network knows our address, and not the annotators' browsers."""
+    if not settings.public_url and not settings.is_on_loopback:
+        return ""
+    return f"{settings.page_url.rstrip('/')}/projects/{project.split('.')[0]}/keyframes/{keyframe}"
 
 
 def _link(settings: Settings, project: str, video: StoredVideo) -> str:
