@@ -244,24 +244,23 @@ def blueprint() -> Blueprint:
         here = access()
         # a proxy on this machine would make everybody look local
         local = request.remote_addr in ("127.0.0.1", "::1") and "X-Forwarded-For" not in request.headers
-        content = here.sign_ins.open("address", address) if local and here.settings.is_on_loopback else None
-        if content is None or not here.sign_ins.spend(content):
+        if not (local and here.settings.is_on_loopback and here.sign_ins.redeem(address)):
             return _login_page(
                 "That address does not sign in any more: each does so once, within the hour, on its own machine. "
                 "`lookalike sign-in` prints a new one.",
                 401,
             )
         try:
-            return _signed_in(here.person_of(content["token"]), url_for("pages.projects"))
+            return _signed_in(here.person_of(here.settings.label_studio_token), url_for("pages.projects"))
         except LabelStudioError as error:
             return _login_page(str(error), 503)
 
     @routes.post("/logout")
     def logout() -> ResponseReturnValue:
         here = access()
-        content = here.sign_ins.open("session", request.cookies.get(here.cookie, ""))
-        if content is not None:
-            here.sign_ins.spend(content)
+        session = here.sign_ins.open(request.cookies.get(here.cookie, ""))
+        if session is not None:
+            here.sign_ins.end(session)
         answer = redirect(url_for("access.login"))
         answer.delete_cookie(here.cookie)
         return answer
@@ -275,7 +274,7 @@ def blueprint() -> Blueprint:
 def _find_person() -> Person:
     here = access()
     if text := request.cookies.get(here.cookie):
-        content = here.sign_ins.open("session", text)
+        content = here.sign_ins.open(text)
         if content is not None:
             return Person(content["name"], content["token"], content["csrf"])
     header = request.headers.get("Authorization", "")
@@ -314,7 +313,7 @@ def _signed_in(who: Person, then: str) -> Response:
     answer = redirect(then, 303)
     answer.set_cookie(
         here.cookie,
-        here.sign_ins.seal("session", content, SESSION_S),
+        here.sign_ins.seal(content, SESSION_S),
         max_age=int(SESSION_S),
         httponly=True,
         samesite="Lax",

@@ -7,8 +7,10 @@ was ended and an address that was used, stands in the ledger until it would have
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -16,7 +18,6 @@ import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 import click
 from cryptography.fernet import Fernet, InvalidToken
@@ -28,8 +29,6 @@ from lookalike.records import Json
 from lookalike.schema import spent
 from lookalike.settings import Settings
 from lookalike.store import open_store
-
-Purpose = Literal["session", "address"]
 
 #: a session lasts a working week; Label Studio is asked about its token all the while
 SESSION_S = 7 * 86400.0
@@ -49,28 +48,48 @@ class SignIns:
         self._engine = engine
         self._reader = reader(engine)
 
-    def seal(self, purpose: Purpose, content: Json, lasts_s: float) -> str:
-        """The content as text for a cookie or an address, good for so many seconds."""
-        whole = {**content, "purpose": purpose, "id": secrets.token_urlsafe(16), "until": time.time() + lasts_s}
+    def seal(self, content: Json, lasts_s: float) -> str:
+        """A session as text for a cookie, good for so many seconds."""
+        whole = {**content, "id": secrets.token_urlsafe(16), "until": time.time() + lasts_s}
         return self._fernet.encrypt(json.dumps(whole).encode()).decode()
 
-    def open(self, purpose: Purpose, text: str) -> Json | None:
+    def open(self, text: str) -> Json | None:
         """What was sealed, with its "id" and "until"; None for anything else, and for what does not count any more."""
         try:
             content: Json = json.loads(self._fernet.decrypt(text.encode()))
         except (InvalidToken, ValueError):
             return None
-        if content["purpose"] != purpose or content["until"] < time.time():
+        if content["until"] < time.time():
             return None
         with translated(), self._reader.connect() as connection:
             used = connection.execute(select(spent.c.id).where(spent.c.id == content["id"])).first()
         return None if used else content
 
-    def spend(self, content: Json) -> bool:
-        """Let this not count any more; whether it did until now. Of two who ask at once, one is told yes."""
+    def end(self, session: Json) -> None:
+        """Let a session that was opened not count any more."""
+        self._spend(session["id"], session["until"])
+
+    def ticket(self, lasts_s: float) -> str:
+        """A word that counts once within so many seconds. Says nothing, and is short enough for a line."""
+        word = f"{int(time.time() + lasts_s):x}.{secrets.token_urlsafe(12)}"
+        return f"{word}.{self._mark(word)}"
+
+    def redeem(self, ticket: str) -> bool:
+        """Whether the ticket counted until now. Of two who ask at once, one is told yes."""
+        word, _, mark = ticket.rpartition(".")
+        if not hmac.compare_digest(mark.encode(errors="replace"), self._mark(word).encode()):
+            return False
+        until = int(word.split(".")[0], 16)
+        return until >= time.time() and self._spend(word, until)
+
+    def _mark(self, word: str) -> str:
+        digest = hmac.digest(self.secret, b"ticket" + word.encode(errors="replace"), "sha256")
+        return base64.urlsafe_b64encode(digest[:18]).decode()
+
+    def _spend(self, identity: str, until: float) -> bool:
         with translated(), self._engine.begin() as connection:
             connection.execute(delete(spent).where(spent.c.until < time.time()))
-            row = insert(connection, spent).values(id=content["id"], until=content["until"])
+            row = insert(connection, spent).values(id=identity, until=until)
             return connection.execute(row.on_conflict_do_nothing(index_elements=["id"])).rowcount == 1
 
 
@@ -87,8 +106,7 @@ def address(settings: Settings, sign_ins: SignIns) -> str:
             f"an address that signs in is only given where the pages answer on 127.0.0.1, not on {settings.host}; "
             f"sign in with your own Label Studio token at {settings.page_url}/login"
         )
-    text = sign_ins.seal("address", {"token": settings.label_studio_token}, ADDRESS_S)
-    return f"{settings.page_url.rstrip('/')}/login/{text}"
+    return f"{settings.page_url.rstrip('/')}/login/{sign_ins.ticket(ADDRESS_S)}"
 
 
 @click.command()

@@ -154,9 +154,9 @@ def test_session__runs_out(app: Flask, client: FlaskClient) -> None:
     here = app.extensions["lookalike_access"]
     content = {"name": "a", "token": TOKEN, "csrf": "c"}
     for lasts_s, status in ((60.0, 200), (-1.0, 302)):
-        client.set_cookie(here.cookie, here.sign_ins.seal("session", content, lasts_s))
+        client.set_cookie(here.cookie, here.sign_ins.seal(content, lasts_s))
         assert client.get("/projects", headers=PAGE).status_code == status
-    client.set_cookie(here.cookie, here.sign_ins.seal("address", content, 60.0))
+    client.set_cookie(here.cookie, here.sign_ins.ticket(60.0))
     assert client.get("/projects", headers=PAGE).status_code == 302  # one kind does not pass for the other
 
 
@@ -302,6 +302,9 @@ def test_change__needs_the_pages_token(client: FlaskClient) -> None:
 def test_sign_ins__of_two_folders_do_not_know_each_other(app: Flask, tmp_path: Path) -> None:
     engine = app.extensions["lookalike"].store.engine
     one, other = SignIns(tmp_path / "a", engine), SignIns(tmp_path / "b", engine)
-    text = one.seal("session", {"name": "a"}, 60)
-    assert one.open("session", text) is not None
-    assert other.open("session", text) is None
+    text = one.seal({"name": "a"}, 60)
+    assert one.open(text) is not None
+    assert other.open(text) is None
+    ticket = one.ticket(60)
+    assert not other.redeem(ticket)
+    assert one.redeem(ticket)

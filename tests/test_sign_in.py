@@ -30,8 +30,8 @@ def test_key__is_one_for_all_who_start_at_once(tmp_path: Path, store: Store) -> 
     for thread in threads:
         thread.join()
     assert len(made) == 8
-    text = made[0].seal("session", {"name": "a"}, 60)
-    assert all(one.open("session", text) is not None for one in made)
+    text = made[0].seal({"name": "a"}, 60)
+    assert all(one.open(text) is not None for one in made)
 
 
 def test_key__that_is_none_is_a_sentence(tmp_path: Path, store: Store) -> None:
@@ -40,17 +40,32 @@ def test_key__that_is_none_is_a_sentence(tmp_path: Path, store: Store) -> None:
         SignIns(tmp_path, store.engine)
 
 
-def test_spend__of_two_at_once_one_wins(tmp_path: Path, store: Store) -> None:
+def test_ticket__of_two_at_once_one_wins(tmp_path: Path, store: Store) -> None:
     sign_ins = SignIns(tmp_path, store.engine)
-    content = sign_ins.open("address", sign_ins.seal("address", {}, 60))
-    assert content is not None
+    ticket = sign_ins.ticket(60)
     won: list[bool] = []
-    threads = [threading.Thread(target=lambda: won.append(sign_ins.spend(content))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: won.append(sign_ins.redeem(ticket))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(won) == [False] * 5 + [True]
+
+
+def test_ticket__that_is_old_or_changed_does_not_count(tmp_path: Path, store: Store) -> None:
+    sign_ins = SignIns(tmp_path, store.engine)
+    assert not sign_ins.redeem(sign_ins.ticket(-5))
+    until, word, mark = sign_ins.ticket(60).split(".")
+    for changed in (
+        f"{until}0.{word}.{mark}",
+        f"{until}.{word}x.{mark}",
+        f"{until}.{word}.",
+        f"..{mark}",
+        "",
+        "ä.ö.\ud800",
+    ):
+        assert not sign_ins.redeem(changed)
+    assert sign_ins.redeem(f"{until}.{word}.{mark}")
 
 
 def test_address__only_on_loopback_and_with_an_account(tmp_path: Path, store: Store) -> None:
