@@ -169,7 +169,7 @@ def test_command__a_file_or_a_project(tmp_path: Path) -> None:
     for arguments in ([], [str(path), "--project", "7"]):
         said = CliRunner().invoke(command, arguments)
         assert said.exit_code == 2
-        assert "give either EMB.npz or --project" in said.output
+        assert "give either VECTORS or --project" in said.output
 
 
 def test_command__never_imports_torch() -> None:
@@ -211,7 +211,7 @@ def test_command__unreadable_files_get_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "not.npz").write_text("hello")
     assert "cannot read" in refused(str(tmp_path / "not.npz"))
     path = write(tmp_path / "no_y.npz", X=np.zeros((3, 2), np.float32))
-    assert "has no y" in refused(str(path))
+    assert "as label or y" in refused(str(path))
     path = write(tmp_path / "nan.npz", X=np.full((2, 2), np.nan, np.float32), y=np.zeros(2, int))
     assert "must be finite" in refused(str(path))
 
@@ -233,3 +233,14 @@ def test_evaluate__twenty_classes_of_caltech_keep_the_promise() -> None:
     assert ours.precision is not None
     assert ours.precision >= 0.9  # Faces and Faces_easy are hard to tell apart
     assert ours.coverage > 0.5
+
+
+def test_read_labelled__parquet_and_what_has_no_labels(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"vector": [[1.0], [2.0]], "label": ["a", "b"]}), tmp_path / "emb.parquet")
+    assert read_labelled(tmp_path / "emb.parquet")[1] == ["a", "b"]
+    np.savez(tmp_path / "bare.npz", X=np.zeros((2, 3)))
+    with pytest.raises(RequestError, match="must hold the category of each vector, as label or y"):
+        read_labelled(tmp_path / "bare.npz")
