@@ -316,6 +316,12 @@ class Ledger:
         with self._read() as connection:
             return {(kind, state): n for kind, state, n in connection.execute(query)}
 
+    def silent(self, since_s: float) -> set[str]:
+        """Workers whose lease ran out that long ago without a word, and whose work nobody else has taken yet."""
+        late = and_(work.c.state == "running", work.c.next_at < time.time() - since_s)
+        with self._read() as connection:
+            return set(connection.execute(select(work.c.worker).where(work.c.kind.in_(KINDS), late)).scalars())
+
     def waits(self) -> dict[str, float]:
         """How long the oldest row of each kind that is not settled has been asked for, in seconds."""
         since = case((work.c.asked_at > 0, work.c.asked_at), else_=work.c.updated_at)

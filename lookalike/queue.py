@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import logging
 import os
+import signal
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,12 +30,15 @@ from rq.serializers import JSONSerializer
 from lookalike.errors import QueueError, SettingsError, SetupError
 from lookalike.ledger import KINDS, SLOW, Kind, Ledger, Work
 
+log = logging.getLogger("lookalike.queue")
+
 #: a worker listens to one queue only: RQ keeps a popped job safe only then
 NAMES = ("videos", "projects")
 #: jobs that wait in the server at most; the rest waits in the ledger
 WINDOW = 64
 #: the only functions that a job may name
 FUNCTIONS = {kind: f"workers.jobs.{kind}" for kind in KINDS}
+_SERVER_REST_S = 0.5
 _ANSWER_WITHIN_S = 0.4  # Label Studio gives a webhook one second
 
 
@@ -147,17 +154,49 @@ class Queue:
 def work_forever(url: str, name: str, worker_name: str) -> None:
     """Run the jobs of one queue in this process, one after the other, until SIGTERM; a job in hand is finished first.
 
-    No fork: the model stays warm, and a fork after torch has run hangs.
+    No fork: the model stays warm, and a fork after torch has run hangs. RQ's worker ends when the queue server does not
+    answer; the next one begins when it does, in the same process, whose model took seconds to load.
     """
     connection: Redis = Redis.from_url(url)
-    worker = SimpleWorker(
-        [RQQueue(f"lookalike-{name}", connection=connection, serializer=JSONSerializer, job_class=AllowedJob)],
-        name=worker_name,
-        connection=connection,
-        job_class=AllowedJob,
-        serializer=JSONSerializer,
-    )
-    worker.work(logging_level="WARNING")
+    queue = RQQueue(f"lookalike-{name}", connection=connection, serializer=JSONSerializer, job_class=AllowedJob)
+    signal.signal(signal.SIGTERM, _leave)  # until RQ listens itself
+    known = {"connection": connection, "job_class": AllowedJob, "serializer": JSONSerializer}
+    for number in itertools.count(1):
+        # RQ may still know the one before by its name
+        label = worker_name if number == 1 else f"{worker_name}-{number}"
+        worker = None
+        try:
+            worker = _Worker([queue], name=label, **known)
+            worker.work(logging_level="WARNING")
+        except (RedisError, OSError) as error:
+            log.warning("the queue server does not answer: %s", error)
+        except SystemExit:
+            if worker is not None:
+                with contextlib.suppress(RedisError, OSError):
+                    worker.register_death()
+            raise
+        if worker is not None:
+            if worker.is_to_stop:
+                return
+            worker.is_over = True
+        time.sleep(_SERVER_REST_S)
+
+
+def _leave(_signal: int, _frame: Any) -> None:
+    raise SystemExit(0)
+
+
+class _Worker(SimpleWorker):
+    """Tells whether it was asked to stop."""
+
+    is_to_stop = False
+    is_over = False  # signals still come to it until the next one is at work
+
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        if self.is_over:
+            _leave(signum, frame)
+        self.is_to_stop = True
+        super().request_stop(signum, frame)
 
 
 @contextlib.contextmanager

@@ -343,6 +343,15 @@ class TestLooking:
         assert ledger.counts()[("video", "due")] == 3
         assert ledger.unfinished("video", PROJECT) == 2  # "2" waits for something that may never come
 
+    def test_silent__only_who_holds_what_has_run_out(self, store: Store, ledger: Ledger) -> None:
+        want(store, "1", "2", "3")
+        claim(ledger, "1", "hung", lease_s=-40)
+        claim(ledger, "2", "late", lease_s=-10)
+        claim(ledger, "3", "busy")
+        assert ledger.silent(30) == {"hung"}
+        claim(ledger, "1", "next")
+        assert ledger.silent(30) == set()
+
     def test_waits__since_it_was_asked_for(self, store: Store, ledger: Ledger) -> None:
         """However often it is tried meanwhile: that is what somebody is to be woken up by."""
         want(store, "1", delay_s=-100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -196,6 +197,30 @@ for serializer in (JSONSerializer, DefaultSerializer):
             process.terminate()
             assert process.wait(10) == 0
         assert queue.workers() == set()
+
+    @staticmethod
+    def has_run(trace: Path, number: int) -> bool:
+        return trace.exists() and trace.read_text().split()[-1] == str(number)
+
+    def test_work__goes_on_in_the_same_process_when_the_server_is_back(
+        self, server: Server, queue: Queue, tmp_path: Path
+    ) -> None:
+        """A new process would have to load its model anew."""
+        with worker(server, tmp_path / "trace") as process:
+            wait_until(lambda: queue.workers() == {"one"})
+            for n in (1, 2):
+                server.kill()
+                time.sleep(1)
+                server.restart()
+                with Redis.from_url(server.url) as redis:
+                    redis.flushall()
+                queue.kick(rows(n, kind="sync"))
+                wait_until(functools.partial(self.has_run, tmp_path / "trace.sync", n))
+            assert process.poll() is None
+            server.kill()
+            time.sleep(1.5)
+            process.terminate()  # it waits for a server that never comes back
+            assert process.wait(10) in (0, 1)
 
 
 def plant_foreign_jobs(redis: Any, trace: Path | str) -> None:

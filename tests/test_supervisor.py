@@ -73,7 +73,7 @@ def test_reconcile__a_ledger_that_is_away_for_a_moment_ends_nothing(
         service.process.kill()
         service.process.wait()
         deadline = time.monotonic() + 10
-        reconcile(settings, store, supervisor.watch, lambda: service.starts == 2 or time.monotonic() > deadline)
+        reconcile(settings, store, supervisor, lambda: service.starts == 2 or time.monotonic() > deadline)
         assert service.starts == 2
     assert "the ledger cannot be used now: it restarts" in caplog.text
 
@@ -86,8 +86,54 @@ def test_reconcile__tells_a_trouble_once(
     with closing(open_store(settings.sqlalchemy_url)) as store:
         store.put_project(Project("1.1", 1, "clips", ""))
         looks = iter(range(5))
-        reconcile(settings, store, lambda: None, lambda: next(looks, None) is None)
+        reconcile(settings, store, Supervisor(tmp_path / "logs"), lambda: next(looks, None) is None)
     assert caplog.text.count("the queue server does not answer") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_supervisor__a_process_that_is_stopped_for_long_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may have been stopped in the middle of a transaction: nobody else can write to the ledger then."""
+    monkeypatch.setattr("workers.supervisor._STOPPED_S", 0.5)
+    service = _service(_SLEEP)
+    with Supervisor(tmp_path) as supervisor:
+        supervisor.start(service)
+        assert service.process is not None
+        first = service.process.pid
+        os.kill(first, signal.SIGSTOP)
+        supervisor.watch()
+        time.sleep(0.2)
+        os.kill(first, signal.SIGCONT)  # a moment is no matter
+        supervisor.watch()
+        os.kill(first, signal.SIGSTOP)
+        stopped = time.monotonic()
+
+        def back() -> bool:
+            supervisor.watch()
+            return service.process is not None and service.process.pid != first
+
+        assert _wait(back, 10)
+        assert time.monotonic() - stopped > 0.5
+        assert not _alive(first)
+    assert "sleeper has been stopped for" in caplog.text
+
+
+def test_reconcile__a_worker_that_is_silent_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native code that hangs lets no thread run that would renew the lease."""
+    monkeypatch.setattr("workers.supervisor._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("workers.supervisor._SILENT_S", 0.3)
+    settings = Settings(data_dir=tmp_path, redis_url=f"unix://{tmp_path}/none.sock")
+    hung, busy = _service(_SLEEP, "hung", label="hung"), _service(_SLEEP, "busy", label="busy")
+    with Supervisor(tmp_path / "logs") as supervisor, closing(open_store(settings.sqlalchemy_url)) as store:
+        store.put_project(Project("1.1", 1, "clips", ""))
+        store.add_videos("1.1", [(1, "a.mp4", {}), (2, "b.mp4", {})])
+        for row, service, lease_s in zip(store.ledger.due(["video"], 2), (hung, busy), (0.2, 60), strict=True):
+            supervisor.start(service)
+            assert store.ledger.claim(row.id, service.identity, lease_s=lease_s, max_crashes=3)
+        deadline = time.monotonic() + 10
+        reconcile(settings, store, supervisor, lambda: hung.starts == 2 or time.monotonic() > deadline)
+        assert (hung.starts, busy.starts) == (2, 1)
 
 
 def test_supervisor__stop_leaves_nothing(tmp_path: Path) -> None:

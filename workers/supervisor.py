@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,8 @@ log = logging.getLogger("lookalike.supervisor")
 _LOOK_EVERY_S = 0.5
 _RESPAWN_FIRST_S = 0.2
 _RESPAWN_MOST_S = 30.0
+_STOPPED_S = 20.0  # shorter than a lease: whoever waits for the lock that it holds may renew theirs in time
+_SILENT_S = 30.0
 _SETTLED_S = 20.0  # a process that lived this long is respawned at once when it dies
 _LOG_MB = 20
 
@@ -39,13 +41,20 @@ class Service:
     stop_s: float = 30.0  # how long it may take to stop by itself
     stop_last: bool = False  # others need it to end in order
     on_death: Callable[[int], None] = lambda _start: None
-    identity: str = ""  # what the first start calls itself, for workers
+    label: str = ""  # of workers: each start calls itself by this and its number
     # what is going on
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
+    ended: int = 0  # the status that it ended with the last time; a signal's is negative
     started_at: float = 0.0
     wait_s: float = _RESPAWN_FIRST_S
     next_start: float = field(default=0.0)
+    stopped_at: float = 0.0  # since when it has been stopped (SIGSTOP, a debugger); 0: it is not
+
+    @property
+    def identity(self) -> str:
+        """What the worker that runs now calls itself."""
+        return f"{self.label}-{max(self.starts - 1, 0)}"
 
 
 class Supervisor:
@@ -87,11 +96,18 @@ class Supervisor:
         self._services.remove(service)
 
     def watch(self) -> None:
-        """Start again what has died."""
+        """Start again what has died, and end what has been stopped for long: it may hold the ledger's lock."""
         now = time.monotonic()
         for service in self._services:
+            if service.process is not None and _is_stopped(service.process.pid):
+                service.stopped_at = service.stopped_at or now
+                if now - service.stopped_at > _STOPPED_S:
+                    self._end(service, f"has been stopped for {_STOPPED_S:.0f} s")
+            else:
+                service.stopped_at = 0.0
             if service.process is not None and service.process.poll() is not None:
-                log.warning("%s ended with status %s", service.name, service.process.returncode)
+                service.ended = service.process.returncode
+                log.warning("%s ended with status %s", service.name, service.ended)
                 service.process = None
                 if now - service.started_at > _SETTLED_S:
                     service.wait_s = _RESPAWN_FIRST_S
@@ -100,6 +116,12 @@ class Supervisor:
                 service.on_death(service.starts - 1)
             if service.process is None and now >= service.next_start:
                 self._spawn(service)
+
+    def end(self, workers: Collection[str]) -> None:
+        """End these workers, as far as they are ours, by force; others take their places."""
+        for service in self._services:
+            if service.label and service.identity in workers and service.process is not None:
+                self._end(service, f"has not been heard of for {_SILENT_S:.0f} s since its lease ran out")
 
     def stop(self) -> None:
         """Stop everything, politely, then by force; what the others need to end in order (`stop_last`) comes last."""
@@ -132,6 +154,13 @@ class Supervisor:
         service.starts += 1
         service.started_at = time.monotonic()
 
+    def _end(self, service: Service, why: str) -> None:
+        assert service.process is not None
+        log.warning("%s %s and is killed", service.name, why)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(service.process.pid, signal.SIGKILL)
+        service.process.wait()
+
     def _bury(self, service: Service) -> None:
         assert service.process is not None
         try:
@@ -160,21 +189,30 @@ def worker_services(settings: Settings, store: Store) -> list[Service]:
         def on_death(start: int, label: str = label) -> None:
             store.ledger.release(f"{label}-{start}")
 
-        services.append(
-            Service(f"worker-{queue}-{number}", command, environment, on_death=on_death, identity=f"{label}-0")
-        )
+        services.append(Service(f"worker-{queue}-{number}", command, environment, on_death=on_death, label=label))
     return services
 
 
-def reconcile(settings: Settings, store: Store, watch: Callable[[], None], until: Callable[[], bool]) -> None:
-    """Until told to stop: watch the processes, wake workers for what is due, ask for each project's sync in time."""
+def reconcile(
+    settings: Settings,
+    store: Store,
+    supervisor: Supervisor,
+    until: Callable[[], bool],
+    look: Callable[[], None] = lambda: None,
+) -> None:
+    """Until told to stop: watch the processes, wake workers for what is due, ask for each project's sync in time.
+
+    `look` is called each time, too.
+    """
     queue = Queue(redis_url(settings.redis_url, settings.data_dir))
     next_sync = 0.0
     told = ""
     while not until():
         said = ""
         try:
-            watch()
+            supervisor.watch()
+            supervisor.end(store.ledger.silent(_SILENT_S))  # native code that hangs lets no thread renew the lease
+            look()
             if time.monotonic() >= next_sync:
                 for project in store.projects():
                     store.want("sync", project.uid)
@@ -199,6 +237,14 @@ def stop_on_signals() -> Callable[[], bool]:
     signal.signal(signal.SIGINT, ask)
     signal.signal(signal.SIGTERM, ask)
     return lambda: asked
+
+
+def _is_stopped(pid: int) -> bool:
+    """Linux: whether the process has been stopped by a signal, or by a debugger."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("T", "t")
+    except OSError:
+        return False
 
 
 def _die_with_parent() -> None:

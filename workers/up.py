@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import math
 import shutil
 import socket
 import sys
@@ -34,7 +33,6 @@ log = logging.getLogger("lookalike.up")
 _NEEDED_MB = 300.0
 _LABEL_STUDIO_WITHIN_S = 300.0  # its first start migrates a database: 30 to 70 s on two cores
 _VALKEY_WITHIN_S = 10.0
-_VALKEY_DIES_WITHIN_S = 2.0
 _WORKER_WITHIN_S = 600.0  # a model may have to be downloaded
 _PROGRESS_EVERY_S = 1.0
 
@@ -204,9 +202,8 @@ def _serve(
     announced = False
     looked_at = 0.0
 
-    def watch() -> None:
+    def look() -> None:
         nonlocal shown, announced, looked_at
-        supervisor.watch()
         if time.monotonic() - looked_at < _PROGRESS_EVERY_S:
             return
         looked_at = time.monotonic()
@@ -224,7 +221,7 @@ def _serve(
         elif not finished:
             announced = False
 
-    reconcile(settings, store, watch, lambda: stopping() or (exit_when_ready and announced))
+    reconcile(settings, store, supervisor, lambda: stopping() or (exit_when_ready and announced), look)
 
 
 def _progress(states: list[str]) -> tuple[str, bool]:
@@ -254,12 +251,9 @@ def _start_valkey(
 
     program = _valkey_program()
 
-    started = [-math.inf] * 2  # when it was started, the last two times
-
-    def command(start: int) -> list[str]:
-        started[:] = started[1], time.monotonic()
-        if start > 1 and started[1] - started[0] < _VALKEY_DIES_WITHIN_S:
-            _put_aside(folder)  # it died twice at once: it cannot read what the one before it has left behind
+    def command(_start: int) -> list[str]:
+        if service.ended > 0:  # not killed: it cannot read, or not write, what is there
+            _put_aside(folder)
         folder.mkdir(parents=True, exist_ok=True)  # at each start: without its folder it would never come back
         return [
             *(program, "--port", "0", "--daemonize", "no", "--dir", str(folder)),

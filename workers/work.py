@@ -26,4 +26,4 @@ def command(workers: int | None) -> None:
     ):
         for service in worker_services(settings, store):
             supervisor.start(service)
-        reconcile(settings, store, supervisor.watch, stopping)
+        reconcile(settings, store, supervisor, stopping)
