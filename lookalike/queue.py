@@ -160,7 +160,7 @@ def work_forever(url: str, name: str, worker_name: str) -> None:
     connection: Redis = Redis.from_url(url)
     queue = RQQueue(f"lookalike-{name}", connection=connection, serializer=JSONSerializer, job_class=AllowedJob)
     signal.signal(signal.SIGTERM, _leave)  # until RQ listens itself
-    known = {"connection": connection, "job_class": AllowedJob, "serializer": JSONSerializer}
+    known: dict[str, Any] = {"connection": connection, "job_class": AllowedJob, "serializer": JSONSerializer}
     for number in itertools.count(1):
         # RQ may still know the one before by its name
         label = worker_name if number == 1 else f"{worker_name}-{number}"
@@ -173,7 +173,7 @@ def work_forever(url: str, name: str, worker_name: str) -> None:
         except SystemExit:
             if worker is not None:
                 with contextlib.suppress(RedisError, OSError):
-                    worker.register_death()
+                    worker.register_death()  # type: ignore[no-untyped-call]
             raise
         if worker is not None:
             if worker.is_to_stop:
@@ -196,7 +196,7 @@ class _Worker(SimpleWorker):
         if self.is_over:
             _leave(signum, frame)
         self.is_to_stop = True
-        super().request_stop(signum, frame)
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
 
 @contextlib.contextmanager
