@@ -38,7 +38,7 @@ def test_command__pictures_to_a_page(pictures: Path, tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Take efficientnet-lite0: it is ")
-    assert result.stdout.endswith(f"8 keyframes, 4 variants → {out / 'compare.html'}\n")
+    assert result.stdout.endswith(f"8 pictures, 4 variants → {out / 'compare.html'}\n")
     figures = json.loads((out / "compare.json").read_text())
     real, elsewhere = figures["embedders"]
     assert (real["dimensions"], real["licence"]) == (1280, "Apache-2.0")

@@ -47,6 +47,7 @@ Fit = Callable[[Points, int, int], Numbers]  # points, k, seed -> number of each
 _SAME = 0.8
 #: Cosine from which a new keyframe is a known one over again, and belongs where that one does.
 _TWIN = 0.98
+_TWIN_PAIRS = 2**24  # looked at at a time: 64 MB
 _MOST_CLUSTERS = 500
 _MINIBATCH_FROM = 50_000
 _PCA_SAMPLE = 20_000
@@ -423,11 +424,12 @@ def _twins(points: Points, known: Points) -> Numbers:
     if not len(known):
         return found
     still = np.flatnonzero(~known.any(axis=1))[:1]
-    for at in range(0, len(points), 1024):
-        some = points[at : at + 1024]
+    step = max(1, _TWIN_PAIRS // len(known))
+    for at in range(0, len(points), step):
+        some = points[at : at + step]
         similarity = some @ known.T
         nearest = similarity.argmax(axis=1)
-        found[at : at + 1024] = np.where(similarity[np.arange(len(some)), nearest] >= _TWIN, nearest, -1)
+        found[at : at + step] = np.where(similarity[np.arange(len(some)), nearest] >= _TWIN, nearest, -1)
     if len(still):
         found[~points.any(axis=1)] = still[0]
     return found

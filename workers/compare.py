@@ -80,7 +80,9 @@ def command(
         sys.exit(130)
     write_report(comparison, out, settings)
     click.echo(advise(comparison))
-    click.echo(f"{len(comparison.shown):,} keyframes, {len(comparison.variants)} variants → {out / 'compare.html'}")
+    click.echo(
+        f"{len(comparison.shown):,} {comparison.unit}s, {len(comparison.variants)} variants → {out / 'compare.html'}"
+    )
 
 
 def _listed(text: str | None) -> list[str]:

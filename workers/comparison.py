@@ -107,6 +107,11 @@ class Comparison:
     note: str = ""
 
     @property
+    def unit(self) -> str:
+        """What is grouped, in the singular."""
+        return "picture" if self.noun == "picture" else "keyframe"
+
+    @property
     def labelled(self) -> int:
         return sum(bool(category) for category in self.truth)
 

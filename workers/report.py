@@ -49,6 +49,7 @@ def write_report(comparison: Comparison, out: Path, settings: Settings) -> None:
         least=min(each.nmi for row in agreements for each in row),
         curves=[_curve_chart(proposal) for proposal in comparison.proposals],
         replay=_replay_chart(comparison),
+        replayed=[[result for result in replay if result.method == "lookalike"] for replay in comparison.replays],
         by_embedder=_only(comparison, album, [v for v in variants if v.method == variants[0].method], "embedder"),
         by_method=_only(comparison, album, [v for v in variants if v.embedder == 0], "clustering"),
         overview=[(comparison.name(variant), _overview(comparison, album, variant)) for variant in variants],
@@ -68,7 +69,10 @@ def advise(comparison: Comparison) -> str:
     ]
     if comparison.labelled:
         cost, near = [each / comparison.labelled for each in needed], 0.05
-        what, amounts = f"labels that people give of {comparison.labelled}", [str(each) for each in needed]
+        what, amounts = (
+            f"labels that people give of {comparison.labelled}",
+            [str(each) if each < comparison.labelled else "all" for each in needed],
+        )
     else:
         cost, near = [-each for each in stability], 0.05
         what, amounts = "stability of its groups", [f"{each:.2f}" for each in stability]
