@@ -16,13 +16,20 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Text, and_, cast, delete, select, update
+from sqlalchemy import Connection, Engine, Text, and_, bindparam, cast, delete, select, update
 
 from lookalike.ledger import Claim, Ledger, insert, portions, reader, translated
 from lookalike.schema import keyframe_tasks, labels, questions, similar_tabs, vectors, videos, work
 
 QuestionKind = Literal["image", "region", "text"]
 _KEPT_S = 24 * 3600.0
+#: made once: with 100 keyframes, putting the statement together took as long as running it
+_LEADERS = select(keyframe_tasks.c.keyframe, keyframe_tasks.c.leader).where(
+    keyframe_tasks.c.keyframe.in_(bindparam("keyframes", expanding=True))
+)
+_STAMPS = select(work.c.kind, work.c.wanted, work.c.done, work.c.fence, work.c.updated_at).where(
+    work.c.subject == bindparam("project"), work.c.kind.in_(("cluster", "propagate"))
+)
 
 
 class Revision(NamedTuple):
@@ -79,12 +86,8 @@ class Questions:
     def revision(self, project: str) -> Revision:
         """Every change of a project's keyframes asks for `cluster` in the same transaction, so that how often it was
         asked for counts them; labels are read within `propagate`, which moves on after it."""
-        c = work.c
-        query = select(c.kind, c.wanted, c.done, c.fence, c.updated_at).where(
-            c.subject == project, c.kind.in_(("cluster", "propagate"))
-        )
         with self._read() as connection:
-            found = {row.kind: row for row in connection.execute(query)}
+            found = {row.kind: row for row in connection.execute(_STAMPS, {"project": project})}
         cluster, propagate = found.get("cluster"), found.get("propagate")
         return Revision(
             cluster.wanted if cluster else 0,
@@ -128,14 +131,10 @@ class Questions:
 
     def leaders(self, keyframes: Sequence[int]) -> dict[int, int]:
         """Whose near-duplicate each of these keyframes is; its own where it is nobody's, or not known yet."""
-        c = keyframe_tasks.c
         found = {keyframe: keyframe for keyframe in keyframes}
         with self._read() as connection:
             for some in portions(keyframes):
-                found.update(
-                    (keyframe, leader)
-                    for keyframe, leader in connection.execute(select(c.keyframe, c.leader).where(c.keyframe.in_(some)))
-                )
+                found.update((row[0], row[1]) for row in connection.execute(_LEADERS, {"keyframes": some}))
         return found
 
     def videos_of(self, project: str, tasks: Sequence[int]) -> list[int]:

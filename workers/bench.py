@@ -29,7 +29,7 @@ from lookalike.ledger import Claim
 from lookalike.records import Clustering, Extraction, Json
 from lookalike.settings import Settings, share_cores
 from lookalike.store import Project, Store, open_store
-from workers import clustering, demo, inputs, jobs, keyframes, scale, speed
+from workers import clustering, demo, inputs, jobs, keyframes, scale, searching, speed
 
 if TYPE_CHECKING:
     from workers.embedders import Embedder
@@ -67,24 +67,39 @@ RATIOS = {
 @click.option(
     "--scale", "sizes", type=click.IntRange(100), multiple=True, help="Instead: a project of so many keyframes; repeat."
 )
+@click.option(
+    "--search", "searched", type=click.IntRange(1000), multiple=True, help="Instead: searches among so many; repeat."
+)
 @click.option("--embedder", "embedders", multiple=True, help="Instead: the speed of this embedder; repeat.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def command(
-    clips: Path | None, repeat: int, clusters: int, sizes: tuple[int, ...], embedders: tuple[str, ...], as_json: bool
+    clips: Path | None,
+    repeat: int,
+    clusters: int,
+    sizes: tuple[int, ...],
+    searched: tuple[int, ...],
+    embedders: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Measure decoding, keyframes, embedding, clustering, writing and the whole job against their limits.
 
     With --scale, 14000 and 100000 say: what one more label and 1 % more keyframes cost there, in vectors made up.
 
+    With --search, 14000 and 200000 say: what a search for similar keyframes takes, over HTTP and beside an exact scan.
+
     With --embedder: CPU time per picture against plain transformers, by each way of inference that is installed.
 
-    Needs the source tree, without --scale and --embedder: the article's recipe and the clips with known cuts are in
-    benchmarks/.
+    Needs the source tree, without --scale, --search and --embedder: the article's recipe and the clips with known cuts
+    are in benchmarks/.
     """
     share_cores()
     if sizes:
         grown = scale.measure(sizes)
         click.echo(json.dumps({"scale": grown}) if as_json else scale.table(grown))
+        return
+    if searched:
+        quick = searching.measure(searched)
+        click.echo(json.dumps({"search": [asdict(s) for s in quick]}) if as_json else searching.table(quick))
         return
     settings = Settings.from_environment()
     if embedders:
