@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lookalike.edits import Edit, Written, apply, known_by, purity, reserve, reserved, unedited
-from lookalike.records import Clustering
+from lookalike.edits import Counts, Edit, Written, apply, halves, known_by, purity, reserve, reserved, unedited
+from lookalike.labels import LabelRow, Proposal
+from lookalike.records import Clustering, keyframe_id
 from lookalike.store import Project, Store
 from workers.clustering import renumber
 
@@ -141,6 +142,16 @@ def test_known_by__the_most_similar_members() -> None:
     assert len(known_by(clustering(range(500)), 0)) == 100
 
 
+def test_halves__are_the_two_kinds_whatever_their_sizes() -> None:
+    random = np.random.default_rng(0)
+    kinds = np.repeat([0, 1], [90, 10])
+    vectors = np.eye(8, dtype=np.float32)[kinds] + 0.05 * random.normal(size=(100, 8)).astype(np.float32)
+    assert halves(vectors).tolist() == (kinds == 1).tolist()
+    assert not halves(np.ones((5, 8), np.float32)).any()
+    assert halves(np.eye(2, 8, dtype=np.float32)).sum() == 1
+    assert not halves(np.ones((1, 8), np.float32)).any()
+
+
 @pytest.mark.parametrize(
     ("counts", "share"), [({"a": 3, "b": 1}, 0.75), ({"a": 1}, 1.0), ({}, 0.0)], ids=["mixed", "pure", "unlabelled"]
 )
@@ -233,6 +244,45 @@ def test_touched__tasks_are_read_once_more(project: Store) -> None:
     assert set(again) == {50}
     edits.put_read(UID, "companion", again)
     assert edits.touched(UID, "companion") == {}
+
+
+def test_pages__what_is_known_of_categories(project: Store) -> None:
+    project.add_videos(UID, [(1, "/a.mp4", {})])
+    video = project.videos(UID)[0].id
+    first, twin, second, third, fourth = (keyframe_id(video, n) for n in range(5))
+    labels, edits = project.labels, project.edits
+    labels.fold(UID, {first: first, twin: first, second: second, third: third, fourth: fourth})
+    rows = [
+        LabelRow(k, "Car", "companion", 50 + k % 2, 1 + k % 2, "ann", at)
+        for k, at in ((first, 1.0), (twin, 1.0), (second, 2.0))
+    ]
+    labels.put_labels(UID, "companion", {50: "read", 51: "read"}, rows)
+    guesses = [
+        Proposal(third, "Car", 0.9, (first,), "proposed"),
+        Proposal(fourth, "Car", 0.6, (), "unsure"),
+        Proposal(second, "", 0.0, (), "conflict"),
+    ]
+    with labels.begin() as connection:
+        labels.put_run(connection, UID, guesses, {})
+    assert edits.counts(UID) == {"Car": Counts(labelled=3, proposed=1, unsure=1)}
+    assert edits.labelled(UID, "Car", first=0, count=9) == [second, first], "the last first, one of near-duplicates"
+    assert edits.guessed(UID, "Car", surest=True, first=0, count=9) == [third, fourth]
+    assert edits.guessed(UID, "Car", surest=False, first=0, count=1) == [fourth]
+    assert edits.proposed(UID) == [(third, "Car")]
+    assert edits.proposals_of(UID, [third, second, twin]) == [(third, "Car")]
+    with labels.begin() as connection:
+        labels.withdraw(connection, UID, [(third, "Car")])
+    assert edits.guessed(UID, "Car", surest=True, first=0, count=9) == [fourth]
+    assert edits.counts(UID) == {"Car": Counts(labelled=3, unsure=1)}
+    assert edits.rejected(UID, "Car", [third, fourth]) == {third}
+    assert {k: row.leader for k, row in edits.tasks(UID, [twin, third]).items()} == {twin: first, third: third}
+    assert edits.tasks("2.5", [twin]) == {}
+    assert edits.addresses([first]) == {first: "/a.mp4"}
+    edits.add(UID, "propose", "ann", text="Bus", chosen=[third])
+    again = edits.add(UID, "propose", "ann", text="Van", chosen=[third])
+    assert edits.vouched(UID) == {third: "Van"}, "the last word"
+    edits.put_undone(again)
+    assert edits.vouched(UID) == {third: "Bus"}
 
 
 def test_clustering__is_the_edited_one_for_everybody(project: Store) -> None:

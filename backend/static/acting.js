@@ -6,6 +6,7 @@
 //   await act.propose(ids, "Car")                not the person's word, but a guess to be confirmed
 //   await act.edit({kind: "junk", number: 7})    see POST …/edits
 //   await act.undo()                             what this person did last in this project
+//   act.wire(sheet, {does, keys, label})         keys and buttons of a sheet
 //   act.later("…")                               load the page anew, and say this then
 //   await act.ask("Name of this cluster")        text from the person, or null
 "use strict";
@@ -98,6 +99,27 @@ Lookalike.acting = (bar) => {
       back();
       return Lookalike.say(answer.message);
     }),
+    // Keys and buttons of a sheet. does: by name, what is done with the selected ones; keys: the names by key.
+    wire(root, {does, keys, label}) {
+      const run = (name) => bar.querySelector(`[data-do="${name}"]`) && does[name](root.sheet.chosen);
+      root.addEventListener("sheet:digit", ({detail}) => bar.querySelector("[data-scope]") && label(detail.category, detail.ids));
+      root.addEventListener("sheet:undo", act.undo);
+      root.addEventListener("sheet:key", (event) => {
+        if (!(event.detail.key in keys)) return;
+        event.preventDefault();
+        run(keys[event.detail.key]);
+      });
+      bar.addEventListener("click", ({target}) => {
+        const button = target.closest("button");
+        if (button?.dataset.category) label(button.dataset.category, root.sheet.chosen);
+        else if (button?.dataset.do) run(button.dataset.do);
+      });
+      bar.addEventListener("change", ({target}) => {
+        if (!target.matches("[data-categories]") || !target.value) return;
+        label(target.value, root.sheet.chosen);
+        target.value = "";
+      });
+    },
     later(message) {
       sessionStorage.setItem("say", message);
       location.reload();

@@ -148,22 +148,5 @@ addEventListener("DOMContentLoaded", () => {
     reach,
   };
   const keys = {c: "confirm", r: "reject", Delete: "reject", l: "more", k: "less", h: "reach"};
-  const run = (what) => bar.querySelector(`[data-do="${what}"]`) && does[what](sheet.chosen);
-  root.addEventListener("sheet:digit", ({detail}) => { if (mayLabel) label(detail.category, detail.ids); });
-  root.addEventListener("sheet:undo", act.undo);
-  root.addEventListener("sheet:key", (event) => {
-    if (!(event.detail.key in keys)) return;
-    event.preventDefault();
-    run(keys[event.detail.key]);
-  });
-  bar.addEventListener("click", ({target}) => {
-    const button = target.closest("button");
-    if (button?.dataset.category) label(button.dataset.category, sheet.chosen);
-    else if (button?.dataset.do) run(button.dataset.do);
-  });
-  bar.addEventListener("change", ({target}) => {
-    if (!target.matches("[data-categories]") || !target.value) return;
-    label(target.value, sheet.chosen);
-    target.value = "";
-  });
+  act.wire(root, {does, keys, label});
 });

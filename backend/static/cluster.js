@@ -44,34 +44,18 @@ addEventListener("DOMContentLoaded", () => {
     },
   };
   const keys = {x: "exclude", Delete: "exclude", s: "split", r: "reject", n: "name", j: bar.querySelector('[data-do="keep"]') ? "keep" : "junk"};
-  const run = (name) => bar.querySelector(`[data-do="${name}"]`) && does[name](sheet.chosen);
+  act.wire(root, {does, keys, label});
 
   root.addEventListener("sheet:change", ({detail}) => {
     if (scope) scope.textContent = detail.ids.length ? `Label ${detail.ids.length} as` : `Label all ${bar.dataset.size} as`;
   });
-  root.addEventListener("sheet:digit", ({detail}) => { if (scope) label(detail.category, detail.ids); });
-  root.addEventListener("sheet:undo", act.undo);
-  root.addEventListener("sheet:key", (event) => {
-    if (!(event.detail.key in keys)) return;
-    event.preventDefault();
-    run(keys[event.detail.key]);
-  });
-  bar.addEventListener("click", ({target}) => {
-    const button = target.closest("button");
-    if (button?.dataset.category) label(button.dataset.category, sheet.chosen);
-    else if (button?.dataset.do) run(button.dataset.do);
-  });
   bar.addEventListener("change", async ({target}) => {
-    if (target.matches("[data-categories]") && target.value) {
-      label(target.value, sheet.chosen);
-      target.value = "";
-    } else if (target.matches("[data-merge]") && target.value) {
-      const answer = await act.edit({kind: "merge", number: Number(target.value), other: number});
-      target.value = "";
-      if (!answer) return;
-      sessionStorage.setItem("say", answer.message);
-      location.href = answer.address;
-    }
+    if (!target.matches("[data-merge]") || !target.value) return;
+    const answer = await act.edit({kind: "merge", number: Number(target.value), other: number});
+    target.value = "";
+    if (!answer) return;
+    sessionStorage.setItem("say", answer.message);
+    location.href = answer.address;
   });
   if (scope) scope.textContent = `Label all ${bar.dataset.size} as`;
 });
