@@ -84,7 +84,7 @@ def stop_advice(
     Tries it out: keyframes that would come next get their guesses as labels, in about the order of `next_to_label`,
     and what that settles is looked at. That takes the guesses for right, and so is the least it can take. The most is
     that times what the same trial would have been off by when there were half the labels. The number lies between, at
-    their geometric mean: on classes of Caltech-101 and Grocery it was off by a factor of 1.4, the trial alone by 1.8.
+    their geometric mean: on classes of Caltech-101 and Grocery it was off by a factor of 1.5, the trial alone by 1.8.
     Raises ValueError for a target outside 0..1.
     """
     if not 0 < target <= 1:
