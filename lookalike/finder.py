@@ -329,15 +329,10 @@ def _ranked(
     """Groups of (row, similarity), the best first, in groups and among them."""
     ids = view.keyframe_ids
     gone = view.rows_of(sorted(leave_out))
-    if len(gone) > wanted.top:
-        allowed = np.ones(len(ids), bool) if allowed is None else allowed
-        allowed[gone] = False
-        gone = gone[:0]
-    skip = set(gone.tolist())
-    looked_at = (2 if wanted.fold else 1) * wanted.top + len(skip)
+    looked_at = (2 if wanted.fold else 1) * wanted.top
     while True:
-        rows, similarity = view.search(query, looked_at, allowed)
-        pairs = [(row, value) for row, value in zip(rows.tolist(), similarity.tolist(), strict=True) if row not in skip]
+        rows, similarity = view.search(query, looked_at, allowed, gone)
+        pairs = list(zip(rows.tolist(), similarity.tolist(), strict=True))
         first = leaders(ids[[row for row, _ in pairs]].tolist()) if wanted.fold else {}
         groups: dict[int, list[tuple[int, float]]] = {}
         for row, value in pairs:

@@ -245,3 +245,12 @@ def test_with_words__alone_is_the_cosine_and_beside_examples_counts_as_much(vide
     best = both.similarity(everything)
     assert best[np.argsort(-(everything @ words))[:50]].mean() > 0.2
     assert best[np.argsort(-like.similarity(everything))[:50]].mean() > 0.2
+
+
+def test_search__without_the_best_ones_finds_the_next(index: Index, videos: Videos) -> None:
+    query, view = probe(index, videos), index.view
+    assert view is not None
+    everything = exact(videos, query, 700)
+    for few in (30, 600):  # left out afterwards, and looked up
+        rows, _ = view.search(query, 20, without=view.rows_of(everything[:few]))
+        assert len(set(view.keyframe_ids[rows].tolist()) & set(everything[few : few + 20])) >= 19
