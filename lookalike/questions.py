@@ -112,7 +112,7 @@ class Questions:
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float16]]]:
         """(video, keyframe ids (n,), vectors (n, d)) of those that have some."""
         c = vectors.c
-        for some in portions(video_ids, 50):
+        for some in portions(video_ids, 10):
             query = select(c.video, c.keyframe_ids, c.matrix, c.dim).where(c.video.in_(some), c.model == model)
             with self._read() as connection:
                 rows = connection.execute(query).all()
