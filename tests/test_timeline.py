@@ -104,3 +104,12 @@ def test_lookup__unknown_keyframes_are_minus_two() -> None:
     numbers, similarity = lookup(grouped, np.asarray([keyframe_id(1, 3), keyframe_id(9, 9)]))
     assert numbers.tolist() == [0, -2]
     assert similarity[1] == 0
+
+
+def test_lookup__of_keyframes_that_joined_out_of_order() -> None:
+    """A video that is done later than others that came after it: its ids are lower, and stand at the end."""
+    ids = np.array([10, 30, 20, 5], np.int64)
+    grouped = Clustering(ids, np.array([0, 1, 2, 3]), ids, np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+    numbers, similarity = lookup(grouped, np.array([5, 10, 20, 30, 7, 99], np.int64))
+    assert numbers.tolist() == [3, 0, 2, 1, -2, -2]
+    assert np.allclose(similarity[:4], [0.4, 0.1, 0.3, 0.2])

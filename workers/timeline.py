@@ -145,14 +145,13 @@ def moved_videos(before: Clustering | None, after: Clustering) -> set[int]:
 
 
 def lookup(clustering: Clustering, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(cluster number, similarity) of each keyframe; (-2, 0) for one that the clustering does not know.
-
-    The clustering's keyframe ids must ascend, as the store gives them.
-    """
+    """(cluster number, similarity) of each keyframe; (-2, 0) for one that the clustering does not know."""
     numbers = np.full(len(ids), -2, np.int64)
     similarity = np.zeros(len(ids), np.float32)
     if len(clustering.keyframe_ids) and len(ids):
-        at = np.minimum(np.searchsorted(clustering.keyframe_ids, ids), len(clustering.keyframe_ids) - 1)
+        # ascending from the store; those that have just joined stand at the end, whichever their ids
+        order = np.argsort(clustering.keyframe_ids, kind="stable")
+        at = order[np.minimum(np.searchsorted(clustering.keyframe_ids, ids, sorter=order), len(order) - 1)]
         known = clustering.keyframe_ids[at] == ids
         numbers[known] = clustering.clusters[at[known]]
         similarity[known] = clustering.similarity[at[known]]
