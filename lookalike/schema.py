@@ -167,6 +167,7 @@ propagated = Table(  # guesses
     Column("nearest", Text, nullable=False),  # JSON: the labelled keyframes that gave it
     Column("run", _Id, nullable=False),
     Column("state", Text, nullable=False),  # proposed, unsure, conflict
+    Index("propagated_by_category", "project", "category"),
 )
 
 runs = Table(  # one propagation that changed something, or the undoing of one
@@ -259,8 +260,8 @@ edits = Table(  # what a person did to clusters, labels and proposals, each to b
     metadata,
     Column("id", _Id, primary_key=True),
     Column("project", Text, ForeignKey("projects.uid", ondelete="CASCADE"), nullable=False),
-    Column("kind", Text, nullable=False),  # name, junk, keep, exclude, split, merge, label, reject, propose
-    Column("text", Text, nullable=False),  # the name or the category
+    Column("kind", Text, nullable=False),  # name, junk, keep, exclude, split, merge, group, label, reject, propose
+    Column("text", Text, nullable=False),  # the name, the category, or how many groups
     Column("number", Integer),  # of the cluster that a split made
     Column("person", Text, nullable=False),
     Column("at", Float, nullable=False),

@@ -134,5 +134,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["edit"], ["edits.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("edit", "annotation"),
     )
+    with op.batch_alter_table("propagated", schema=None) as batch_op:
+        batch_op.create_index("propagated_by_category", ["project", "category"], unique=False)
+
     with op.batch_alter_table("work", schema=None) as batch_op:
         batch_op.add_column(sa.Column("asked_at", sa.Float(), server_default="0", nullable=False))
