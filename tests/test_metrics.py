@@ -64,8 +64,7 @@ def test_metrics__tell_what_workers_did(tmp_path: Path) -> None:
     assert found[f"{name}_count", ("video", "embedding")] == 2
     assert found[f"{name}_sum", ("video", "embedding")] == 2.2
     buckets = [
-        found[f"{name}_bucket", ("video", bound, "whole")]
-        for bound in ("10.0", "30.0", "100.0", "300.0", "+Inf")
+        found[f"{name}_bucket", ("video", bound, "whole")] for bound in ("10.0", "30.0", "100.0", "300.0", "+Inf")
     ]
     assert buckets == [0, 1, 1, 2, 2]
 
