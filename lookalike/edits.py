@@ -36,7 +36,7 @@ from lookalike.schema import (
 )
 
 Ids = NDArray[np.int64]  # (n,) keyframe ids
-Kind = Literal["name", "junk", "keep", "exclude", "split", "merge", "label", "reject", "propose"]
+Kind = Literal["name", "junk", "keep", "exclude", "split", "merge", "group", "label", "reject", "propose"]
 #: kinds that change the clustering
 ON_CLUSTERS: tuple[Kind, ...] = ("name", "junk", "keep", "exclude", "split", "merge")
 
@@ -52,7 +52,7 @@ class Edit:
 
     id: int
     kind: Kind
-    text: str  # the name of a cluster, or the category of labels
+    text: str  # the name of a cluster, the category of labels, or the number of groups: "" for as many as proposed
     number: int | None  # of the cluster that a split made
     person: str
     at: float
@@ -248,6 +248,13 @@ class Edits:
         with self._read() as connection:
             made = [_edit(row) for row in connection.execute(_query().where(chosen).order_by(edits.c.id))]
             return [self._with_keyframes(connection, edit) for edit in made] if made else []
+
+    def grouping(self, project: str) -> Edit | None:
+        """Who chose last how many groups there are; None where nobody did, or chose what would be without them."""
+        chosen = and_(edits.c.project == project, edits.c.kind == "group", edits.c.undone == 0)
+        with self._read() as connection:
+            row = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(1)).one_or_none()
+        return _edit(row) if row and row.text else None
 
     def numbers(self, project: str) -> int:
         """As `reserved`, over undone splits too: they may be made again."""

@@ -25,6 +25,25 @@ _EQUAL = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What a full fit depends on besides the keyframes."""
+
+    method: str
+    k: int  # 0: proposed
+    seed: int
+
+    def pack(self) -> str:
+        """ward, clusters 12, seed 0"""
+        return f"{self.method}, clusters {self.k}, seed {self.seed}"
+
+    @classmethod
+    def unpack(cls, text: str) -> Self:
+        """Of what `pack` gave."""
+        method, clusters, seed = text.split(", ")
+        return cls(method, int(clusters.removeprefix("clusters ")), int(seed.removeprefix("seed ")))
+
+
+@dataclass(frozen=True, slots=True)
 class Tried:
     """What clusterings into k groups are like."""
 
@@ -102,8 +121,8 @@ class Tree:
 class Fit:
     """What a full fit of a project's clusters leaves behind, for pages to draw and to cut."""
 
-    choice: str  # the settings that it was made with: another choice asks for another fit
-    proposal: Proposal | None  # None where a person chose the number of clusters, or the method did
+    choice: Choice  # another one asks for another fit
+    proposal: Proposal | None  # None where a setting says the number of clusters, or the method did
     tree: Tree | None  # ward only
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Text, and_, case, cast, create_engine, delete, event, func, or_, select, update
+from sqlalchemy import Connection, Text, and_, case, cast, create_engine, delete, event, func, null, or_, select, update
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from lookalike import edits, migrations
 from lookalike.errors import SettingsError
-from lookalike.grouping import Fit, Proposal, Tree
+from lookalike.grouping import Choice, Fit, Proposal, Tree
 from lookalike.labels import Labels
 from lookalike.ledger import Claim, Kind, Ledger, in_turn, insert, portions, reader
 from lookalike.ledger import translated as translated
@@ -408,7 +408,7 @@ class Store:
             connection.execute(statement.on_conflict_do_update(index_elements=["project", "model"], set_=values))
             if fit is not None:
                 left = {
-                    "choice": fit.choice,
+                    "choice": fit.choice.pack(),
                     "proposal": fit.proposal.pack() if fit.proposal else "",
                     "tree": fit.tree.pack() if fit.tree else None,
                 }
@@ -416,25 +416,23 @@ class Store:
                 connection.execute(upsert.on_conflict_do_update(index_elements=["project", "model"], set_=left))
             return self._put_predictions(connection, claim.project, bodies)
 
-    def fit(self, project: str, model: str) -> Fit | None:
-        """What the last full fit left behind; None before the first, and of a ledger older than that."""
+    def fit(self, project: str, model: str, *, with_tree: bool = True) -> Fit | None:
+        """What the last full fit left behind; None before the first, and of a ledger older than that.
+
+        `with_tree=False` leaves the tree out, which is megabytes in large projects.
+        """
         c = fits.c
-        query = select(c.choice, c.proposal, c.tree).where(c.project == project, c.model == model)
+        tree = c.tree if with_tree else null().label("tree")
+        query = select(c.choice, c.proposal, tree).where(c.project == project, c.model == model)
         with translated(), self._reader.connect() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
         return Fit(
-            row.choice,
+            Choice.unpack(row.choice),
             Proposal.unpack(row.proposal) if row.proposal else None,
             Tree.unpack(row.tree) if row.tree is not None else None,
         )
-
-    def fitted_as(self, project: str, model: str) -> str:
-        """The settings of the last full fit, as `Fit.choice`; "" where that is not known."""
-        query = select(fits.c.choice).where(fits.c.project == project, fits.c.model == model)
-        with translated(), self._reader.connect() as connection:
-            return connection.execute(query).scalar() or ""
 
     def clustering(self, project: str, model: str) -> tuple[Clustering, int] | None:
         """The clustering as people have edited it, and how many keyframes its last full fit saw."""

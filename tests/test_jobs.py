@@ -15,9 +15,9 @@ import pytest
 from flask import Flask
 from sqlalchemy import update
 
-from lookalike import logs, wire
+from lookalike import edits, logs, wire
 from lookalike.errors import EmbedderError, LabelStudioUnreachable, QueueError
-from lookalike.grouping import cut
+from lookalike.grouping import Choice, cut
 from lookalike.label_config import shipped_config
 from lookalike.label_studio import LabelStudio
 from lookalike.ledger import Claim, Work
@@ -28,7 +28,7 @@ from lookalike.store import Project
 from tests.clips import BLACK, Scene, make_clip
 from tests.services import free_port
 from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio, served
-from workers import jobs
+from workers import clustering, jobs
 from workers.embedders import Embedder, Picture, Vectors, open_embedder
 from workers.jobs import Workplace, picture_folder, regroup
 
@@ -777,11 +777,90 @@ def test_cluster__a_fit_leaves_its_tree_and_its_reason(opened: Open) -> None:
     assert place.store.fit(UID, model) is not None, "what nothing was fitted for stays"
 
 
+def test_cluster__a_tree_is_cut_where_a_person_wants_it(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = opened(clustering="ward")
+    store, model = place.store, place.settings.embedder
+
+    def clips(*tasks: int) -> None:
+        for task in tasks:
+            clip = add_clip(place, task, [Scene(15, seed=100 * task + n) for n in range(5)])
+            assert run(place, "video", clip).state == "done"
+
+    def grouped() -> Clustering:
+        assert run(place, "cluster").state == "done"
+        return (store.clustering(UID, model) or pytest.fail("nothing was kept"))[0]
+
+    def cut_into(groups: int) -> tuple[Clustering, int]:
+        asked = store.edits.add(UID, "group", "ann", text=str(groups))
+        ask_again(place, "cluster")
+        with monkeypatch.context() as here:
+            here.setattr(clustering, "tree", lambda *_: pytest.fail("there is one"))
+            return grouped(), asked
+
+    clips(5, 6)
+    first, fit = grouped(), store.fit(UID, model)
+    assert fit
+    assert fit.tree
+    assert fit.proposal
+    coarse, asked = cut_into(3)
+    now = store.fit(UID, model)
+    assert now
+    assert now.tree
+    assert (now.choice, now.proposal, now.tree.pack()) == (Choice("ward", 3, 0), fit.proposal, fit.tree.pack())
+    assert len(np.unique(coarse.clusters)) == 3
+    store.edits.add(UID, "name", "ann", text="street", cluster=edits.known_by(coarse, int(coarse.clusters[0])))
+    fine, _ = cut_into(4)
+    moved = fine.clusters != coarse.clusters
+    assert len(set(coarse.clusters[moved])) == len(set(fine.clusters[moved])) == 1, "one came apart, the others stay"
+    assert set(fine.clusters[moved]).isdisjoint(coarse.clusters), "a number is never used for something else"
+    assert list(fine.names.values()) == ["street"]
+
+    clips(7)  # half as many again: all is fitted afresh
+    grown, refit = grouped(), store.fit(UID, model)
+    assert refit
+    assert refit.tree
+    assert refit.choice == Choice("ward", 4, 0)
+    assert len(refit.tree.keyframe_ids) == len(grown.keyframe_ids) > len(first.keyframe_ids)
+    assert len(np.unique(grown.clusters)) == 4
+    assert list(grown.names.values()) == ["street"]
+
+    for edit in (asked, asked + 2):
+        store.edits.put_undone(edit)
+    ask_again(place, "cluster")
+    assert len(np.unique(grouped().clusters)) > 4
+    last = store.fit(UID, model)
+    assert last
+    assert last.proposal
+    assert last.choice == Choice("ward", 0, 0)
+
+
+def test_cluster__as_many_groups_as_a_person_wants_without_a_tree(opened: Open) -> None:
+    place = opened()
+    clustered(place, 5, 6)
+    asked = place.store.edits.add(UID, "group", "ann", text="2")
+    ask_again(place, "cluster")
+    assert run(place, "cluster").state == "done"
+    grouped, fit = place.store.clustering(UID, place.settings.embedder), place.store.fit(UID, place.settings.embedder)
+    assert grouped
+    assert fit
+    assert fit.proposal
+    assert len(np.unique(grouped[0].clusters)) == 2
+    assert fit.choice == Choice("pca-kmeans", 2, 0)
+    place.store.edits.add(UID, "group", "ann", text="")
+    assert place.store.edits.grouping(UID) is None, "as proposed"
+    place.store.edits.put_undone(asked + 1)
+    chosen = place.store.edits.grouping(UID)
+    assert chosen
+    assert (chosen.text, chosen.person) == ("2", "ann")
+
+
 def test_cluster__another_choice_fits_afresh(opened: Open, studio: FakeStudio) -> None:
     place = opened(studio)
     clustered(place, 5, 6)
     model = place.settings.embedder
-    assert place.store.fitted_as(UID, model) == "pca-kmeans, clusters 0, seed 0"
+    first = place.store.fit(UID, model)
+    assert first is not None
+    assert first.choice == Choice("pca-kmeans", 0, 0)
     place = opened(studio, clusters=1)
     studio.add_task(5, 1, {"video": "/data/local-files/?d=5.mp4"})
     studio.add_task(6, 1, {"video": "/data/local-files/?d=6.mp4"})
@@ -793,7 +872,7 @@ def test_cluster__another_choice_fits_afresh(opened: Open, studio: FakeStudio) -
     assert set(grouped.clusters.tolist()) == {0}
     fit = place.store.fit(UID, model)
     assert fit is not None
-    assert (fit.choice, fit.proposal, fit.tree) == ("pca-kmeans, clusters 1, seed 0", None, None)
+    assert (fit.choice, fit.proposal, fit.tree) == (Choice("pca-kmeans", 1, 0), None, None)
     place.store.want("sync", UID)
     run(place, "sync")
     assert row_of(place, "cluster").state == "done"

@@ -173,14 +173,15 @@ def renumber(old: Clustering, fresh: Clustering) -> Clustering:
     return Clustering(fresh.keyframe_ids, clusters, centroids, fresh.similarity)
 
 
-def propose_k(embeddings: Embeddings, seed: int = 0) -> Proposal:
+def propose_k(embeddings: Embeddings, seed: int = 0, made: int = 0) -> Proposal:
     """How many clusters `cluster` makes by itself, what other numbers would be like, and why it is this one.
 
-    The curve is measured over at most 3,000 keyframes, at about a dozen k.
+    `made`: how many it has made, where that is known. The curve is measured over at most 3,000 keyframes, at about a
+    dozen k.
     """
     with threadpool_limits(1):
         points = features(embeddings, seed)
-        k = int(_partition(points, 0, seed, _kmeans).max(initial=-1)) + 1
+        k = made or int(_partition(points, 0, seed, _kmeans).max(initial=-1)) + 1
         rows = np.sort(np.random.default_rng(seed).permutation(len(points))[:_CURVE_SAMPLE])
         curve = _curve(points[rows], k, seed)
     return Proposal(k, curve, _reason(len(points), k, curve))

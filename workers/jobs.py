@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,7 @@ from lookalike.errors import (
     StoreError,
 )
 from lookalike.finder import Finder
-from lookalike.grouping import Fit, Tree
+from lookalike.grouping import Choice, Fit, Tree, cut
 from lookalike.label_studio import LabelStudio
 from lookalike.labels import Run
 from lookalike.ledger import Claim, ClaimLost, Outcome
@@ -293,25 +293,39 @@ def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
         unsplit = np.isin(known[0].clusters, place.store.edits.undone_splits(project.uid))
         known = edits.reserve(_without(known[0], unsplit), taken), known[1]
     embeddings = place.store.load_embeddings(project.uid, model)
-    choice = _clustering_choice(settings)
+    choice, last = _choice(place, project.uid), place.store.fit(project.uid, model, with_tree=False)
     n, at_rest = len(embeddings.keyframe_ids), waiting == 0
-    changed = model != before or place.store.fitted_as(project.uid, model) not in ("", choice)
-    grown = fit = None
-    if changed or is_outgrown(known, n, at_rest=at_rest):
-        grown = clustering.tree(embeddings, settings.seed) if settings.clustering == "ward" else None
-        by_itself = at_rest and not settings.clusters and settings.clustering != "hdbscan"
-        fit = Fit(choice, clustering.propose_k(embeddings, settings.seed) if by_itself else None, grown)
+    changed = model != before or (last.choice != choice if last else choice.k != settings.clusters)
+    outgrown = is_outgrown(known, n, at_rest=at_rest)
+    # the same keyframes in another number of groups
+    recounted = changed and not outgrown and last is not None and replace(last.choice, k=choice.k) == choice
+    start, grown = known, None
+    if recounted:
+        last = place.store.fit(project.uid, model)
+    if recounted and known and choice.k and last and last.tree:
+        start = edits.reserve(clustering.renumber(known[0], cut(last.tree, choice.k)), taken), known[1]
+        grown, changed = last.tree, False
+    elif (changed or outgrown) and choice.method == "ward":
+        grown = clustering.tree(embeddings, choice.seed)
     grouped, fitted = regroup(
-        known,
+        start,
         embeddings,
         at_rest=at_rest,
-        k=settings.clusters,
-        seed=settings.seed,
-        method=settings.clustering,
+        k=choice.k,
+        seed=choice.seed,
+        method=choice.method,
         grown=grown,
         afresh=changed,
         made=made,
     )
+    fit = None
+    if recounted or changed or outgrown:
+        by_itself = not settings.clusters and choice.method != "hdbscan"
+        proposal = last.proposal if recounted and last and by_itself else None
+        if by_itself and at_rest and proposal is None:
+            count = 0 if choice.k else len(np.unique(grouped.clusters))
+            proposal = clustering.propose_k(embeddings, choice.seed, count)
+        fit = Fit(choice, proposal, grown)
     shown = edits.apply(grouped, made)
 
     config = _label_config(project)
@@ -357,6 +371,7 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
         return place.store.ledger.finish(claim)
     studio, store = place.label_studio, place.store
     place.listings.forget()
+    store.questions.forget()
     stage("reading")
     try:
         found = studio.project(project.label_studio_id)
@@ -394,7 +409,8 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     if place.settings.basic_auth_user:
         # the hook that Label Studio made by itself carries no login
         _register_webhook(place, project.label_studio_id)
-    if store.fitted_as(project.uid, place.settings.embedder) not in ("", _clustering_choice(place.settings)):
+    fit = store.fit(project.uid, place.settings.embedder, with_tree=False)
+    if fit is not None and fit.choice != _choice(place, project.uid):
         store.want("cluster", project.uid)
     store.want("companion", project.uid)
     store.want("propagate", project.uid)
@@ -629,6 +645,9 @@ def _run(work_id: int, job: Callable[[Workplace, Claim, Callable[[str], None]], 
     claim = ledger.claim(work_id, place.name, lease_s=settings.lease_s, max_crashes=settings.max_attempts)
     if claim is None:
         return  # done, not due yet, or another worker's: the wake-up call came twice
+    if job.__name__ != f"_{claim.kind}":  # the queue server is not believed: one kind of work would end another
+        log.warning("the queue asked for %s of work %d, which is %s: refused", job.__name__, work_id, claim.kind)
+        return ledger.later(claim, "", 0.0, counts=False)
     with about(**_facts(place, claim)):
         try:
             _do(place, claim, job)
@@ -771,9 +790,11 @@ def _label_config(project: Project) -> LabelConfig | None:
         return None
 
 
-def _clustering_choice(settings: Settings) -> str:
-    """What a full fit depends on besides the keyframes, as `Fit.choice`."""
-    return f"{settings.clustering}, clusters {settings.clusters}, seed {settings.seed}"
+def _choice(place: Workplace, project: str) -> Choice:
+    """How a project is grouped: by the settings, but in as many groups as people have asked for."""
+    settings, asked = place.settings, place.store.edits.grouping(project)
+    k = int(asked.text) if asked and settings.clustering != "hdbscan" else settings.clusters
+    return Choice(settings.clustering, k, settings.seed)
 
 
 def _without(grouped: Clustering, gone: NDArray[np.bool_]) -> Clustering:
