@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lookalike import wire
 from lookalike.errors import LookalikeError, NotYet, RequestError
 from lookalike.finder import MOST, Example, Found, Wanted, example_of
-from lookalike.questions import QuestionKind
+from lookalike.questions import Question, QuestionKind
 from lookalike.records import Json, LabelConfig, cluster_name, cluster_number, keyframe_id
 from lookalike.store import Project
 from lookalike.views import Views
@@ -36,6 +36,8 @@ _LOOK_EVERY_S = 0.04
 MOST_IMAGE_BYTES = 16_000_000
 _MOST_EXAMPLES = 256
 _MOST_TEXT = 1000
+#: tasks, or clusters, that a search is kept to
+_MOST_LISTED = 10_000
 #: similar keyframes that an interactive answer lists, unless the context says otherwise
 _LISTED = 20
 
@@ -99,17 +101,7 @@ def embed(services: Services, uid: str, kind: QuestionKind, content: bytes, unti
             "or by keyframes"
         )
     question = services.store.questions.ask(uid, services.settings.embedder, kind, content)
-    if question.vector is None:
-        services.kick()
-        while not services.store.questions.is_answered(question.id):
-            if time.monotonic() > until:
-                raise NotYet("a worker is still reading what you search by; ask the same again in a moment")
-            time.sleep(_LOOK_EVERY_S)
-        found = services.store.questions.question(question.id)
-        if found is None:
-            raise NotYet("what you search by was forgotten; ask again")
-        question = found
-    return example_of(question)
+    return example_of(_answered(services, question, until))
 
 
 def shown(services: Services, project: Project, found: Found, asked: dict[str, str]) -> Json:
@@ -235,7 +227,7 @@ def _place_of(services: Services, asked: PredictRequest, task: TaskRef | None) -
         return None
     if owner and owner != uid:
         keyframe = str(task.data.get("keyframe", ""))
-        return (project, int(keyframe)) if keyframe.isdecimal() else None
+        return (project, int(keyframe)) if keyframe.isdecimal() and len(keyframe) < 18 else None
     videos = store.videos(project.uid, [task.id])
     config = _choices_of(asked.label_config)
     return (project, keyframe_id(videos[0].id, 0)) if videos and config and config.object_tag == "Image" else None
@@ -294,7 +286,9 @@ def _examples(
             question = services.store.questions.asked(uid, services.settings.embedder, one["asked"])
             if question is None:
                 raise RequestError(f"{one['asked'][:40]!r} was not asked within the last day; send it anew")
-            examples.append(embed(services, uid, question.kind, question.content, until))
+            if question.vector is None and not question.error:
+                question = _answered(services, question, until)
+            examples.append(example_of(question))
             asked[question.digest] = question.kind
         elif isinstance(one, dict) and set(one) == {"image"}:
             examples.append(embed(services, uid, "image", _image(one["image"]), until))
@@ -308,6 +302,20 @@ def _examples(
                 '{"image": base64} or {"asked": …}'
             )
     return keyframes, examples
+
+
+def _answered(services: Services, question: Question, until: float) -> Question:
+    if question.vector is not None:
+        return question
+    services.kick()
+    while not services.store.questions.is_answered(question.id):
+        if time.monotonic() > until:
+            raise NotYet("a worker is still reading what you search by; ask the same again in a moment")
+        time.sleep(_LOOK_EVERY_S)
+    found = services.store.questions.question(question.id)
+    if found is None:
+        raise NotYet("what you search by was forgotten; ask again")
+    return found
 
 
 def _image(text: Any) -> bytes:
@@ -342,7 +350,7 @@ def _number(value: Any, name: str, low: int, high: int) -> int:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # NaN is not
 
 
 def _text(body: Json, name: str) -> str:
@@ -356,8 +364,8 @@ def _text(body: Json, name: str) -> str:
 
 def _list(body: Json, name: str) -> list[Any] | None:
     value = body.get(name)
-    if value is not None and not isinstance(value, list):
-        raise RequestError(f"{name} must be a list")
+    if value is not None and (not isinstance(value, list) or len(value) > _MOST_LISTED):
+        raise RequestError(f"{name} must be a list of at most {_MOST_LISTED}")
     return value
 
 

@@ -1,7 +1,8 @@
 """What people search by, and what a search reads of the ledger: never more than its answer shows.
 
 A picture, a region or words need the model, which only workers have: they are written down as a *question*, for which
-a worker makes the vector. Questions are kept for a day, so that asking once more, or refining, is answered at once.
+a worker makes the vector. Questions are kept for a day, so that asking once more, or refining, is answered at once; of a picture that somebody
+sent only the vector is kept then.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, Text, and_, bindparam, cast, delete, select, update
+from sqlalchemy import Engine, Text, and_, bindparam, case, cast, delete, func, select, update
 
-from lookalike.ledger import Claim, Ledger, insert, portions, reader, translated
+from lookalike.errors import NotYet
+from lookalike.ledger import Claim, Ledger, Part, insert, portions, translated
 from lookalike.schema import keyframe_tasks, labels, questions, similar_tabs, vectors, videos, work
 
 QuestionKind = Literal["image", "region", "text"]
 _KEPT_S = 24 * 3600.0
+#: of a project, each up to 16 MB; a worker answers five a second
+_MOST_WAITING = 50
 #: made once: with 100 keyframes, putting the statement together took as long as running it
 _LEADERS = select(keyframe_tasks.c.keyframe, keyframe_tasks.c.leader).where(
     keyframe_tasks.c.keyframe.in_(bindparam("keyframes", expanding=True))
@@ -73,12 +76,11 @@ class SimilarTab:
     shown: dict[int, float]  # similarity by task
 
 
-class Questions:
+class Questions(Part):
     """Verbs on questions and on what searches read. Each raises StoreError where the database does not answer."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._reader = reader(engine)
+        super().__init__(engine)
         self._ledger = Ledger(engine)
 
     # what a search depends on
@@ -86,7 +88,7 @@ class Questions:
     def revision(self, project: str) -> Revision:
         """Every change of a project's keyframes asks for `cluster` in the same transaction, so that how often it was
         asked for counts them; labels are read within `propagate`, which moves on after it."""
-        with self._read() as connection:
+        with self.read() as connection:
             found = {row.kind: row for row in connection.execute(_STAMPS, {"project": project})}
         cluster, propagate = found.get("cluster"), found.get("propagate")
         return Revision(
@@ -104,7 +106,7 @@ class Questions:
             .outerjoin(work, of_video)
             .where(videos.c.project == project, vectors.c.model == model)
         )
-        with self._read() as connection:
+        with self.read() as connection:
             return {video: done or 0 for video, done in connection.execute(query)}
 
     def vectors(
@@ -114,7 +116,7 @@ class Questions:
         c = vectors.c
         for some in portions(video_ids, 10):
             query = select(c.video, c.keyframe_ids, c.matrix, c.dim).where(c.video.in_(some), c.model == model)
-            with self._read() as connection:
+            with self.read() as connection:
                 rows = connection.execute(query).all()
             for video, ids, matrix, dim in rows:
                 yield video, np.frombuffer(ids, np.int64), np.frombuffer(matrix, np.float16).reshape(-1, dim)
@@ -124,7 +126,7 @@ class Questions:
         c = labels.c
         query = select(c.keyframe, c.category).where(c.project == project).distinct().order_by(c.keyframe, c.category)
         found: dict[int, tuple[str, ...]] = {}
-        with self._read() as connection:
+        with self.read() as connection:
             for keyframe, category in connection.execute(query):
                 found[keyframe] = (*found.get(keyframe, ()), category)
         return found
@@ -132,7 +134,7 @@ class Questions:
     def leaders(self, keyframes: Sequence[int]) -> dict[int, int]:
         """Whose near-duplicate each of these keyframes is; its own where it is nobody's, or not known yet."""
         found = {keyframe: keyframe for keyframe in keyframes}
-        with self._read() as connection:
+        with self.read() as connection:
             for some in portions(keyframes):
                 found.update((row[0], row[1]) for row in connection.execute(_LEADERS, {"keyframes": some}))
         return found
@@ -140,7 +142,7 @@ class Questions:
     def videos_of(self, project: str, tasks: Sequence[int]) -> list[int]:
         """The videos of these tasks, as far as the project has them."""
         c = videos.c
-        with self._read() as connection:
+        with self.read() as connection:
             return [
                 video
                 for some in portions(tasks)
@@ -150,18 +152,25 @@ class Questions:
     # questions
 
     def ask(self, project: str, model: str, kind: QuestionKind, content: bytes) -> Question:
-        """Write a question down, once, and ask for its answer; one that failed is tried again."""
+        """Write a question down, once, and ask for its answer; one that failed is tried again.
+
+        Raises NotYet while too many of the project's wait.
+        """
         digest = hashlib.sha256(kind.encode() + b"\0" + content).hexdigest()[:32]
         known = self._question(and_(_of(project, model), questions.c.digest == digest))
         if known is not None and not known.error:
             return known
         now = time.time()
         row = {"project": project, "model": model, "digest": digest, "kind": kind, "content": content, "at": now}
-        with translated(), self._engine.begin() as connection:
-            connection.execute(delete(questions).where(questions.c.at < now - _KEPT_S))
+        with self.begin() as connection:
+            c = questions.c
+            unanswered = and_(c.project == project, c.vector.is_(None), c.error == "")
+            waiting = connection.execute(select(func.count()).where(unanswered)).scalar_one()
+            if waiting >= _MOST_WAITING:
+                raise NotYet(f"{waiting} questions of this project wait for a worker already; ask again in a moment")
             statement = insert(connection, questions).values(row)
             again = statement.on_conflict_do_update(
-                index_elements=["project", "model", "digest"], set_={"error": "", "at": now}
+                index_elements=["project", "model", "digest"], set_={"error": "", "at": now, "content": content}
             )
             number = connection.execute(again.returning(questions.c.id)).scalar_one()
             self._ledger.want(connection, "question", [(str(number), project)])
@@ -177,17 +186,29 @@ class Questions:
     def is_answered(self, number: int) -> bool:
         """Whether a worker has come to an end with it, or it is gone."""
         c = questions.c
-        with self._read() as connection:
+        with self.read() as connection:
             row = connection.execute(
                 select(c.vector.is_not(None), c.error).where(c.id == number)
             ).one_or_none()  # fmt: skip
         return row is None or bool(row[0] or row[1])
 
     def answer(self, claim: Claim, vector: NDArray[np.float32] | None, error: str = "") -> None:
-        """Keep a question's vector, or why there is none, and end the work."""
-        values = {"vector": vector.astype(np.float32).tobytes() if vector is not None else None, "error": error}
+        """Keep a question's vector, or why there is none, and end the work. A picture is not kept any longer."""
+        values: dict[str, Any] = {
+            "vector": vector.astype(np.float32).tobytes() if vector is not None else None,
+            "error": error,
+        }
+        values["content"] = case((questions.c.kind == "image", b""), else_=questions.c.content)
         with translated(), self._ledger.finishing(claim) as connection:
             connection.execute(update(questions).where(questions.c.id == int(claim.subject)).values(values))
+
+    def forget(self) -> None:
+        """Remove questions that are older than a day, and the work that they were."""
+        before, c = time.time() - _KEPT_S, work.c
+        settled = and_(c.kind == "question", c.state.in_(("done", "failed")), c.updated_at < before)
+        with self.begin() as connection:
+            connection.execute(delete(questions).where(questions.c.at < before))
+            connection.execute(delete(work).where(settled))
 
     # tabs
 
@@ -195,7 +216,7 @@ class Questions:
         """Ask for a tab, or for it to be brought up to date."""
         values = {"asked": json.dumps(asked)}
         row = {"project": project, "category": category, "uid": "", "tab": 0, "shown": "{}"}
-        with translated(), self._engine.begin() as connection:
+        with self.begin() as connection:
             statement = insert(connection, similar_tabs).values(row | values)
             connection.execute(statement.on_conflict_do_update(index_elements=["project", "category"], set_=values))
             self._ledger.want(connection, "similar", [(project, project)])
@@ -203,7 +224,7 @@ class Questions:
     def tabs(self, project: str) -> list[SimilarTab]:
         c = similar_tabs.c
         query = select(c.project, c.category, c.uid, c.tab, c.asked, c.shown).where(c.project == project)
-        with self._read() as connection:
+        with self.read() as connection:
             return [
                 SimilarTab(
                     *row[:4], json.loads(row[4]), {int(task): score for task, score in json.loads(row[5]).items()}
@@ -215,7 +236,7 @@ class Questions:
         """What a tab shows by now; what was asked for meanwhile stays."""
         c = similar_tabs.c
         values = {"uid": tab.uid, "tab": tab.tab, "shown": json.dumps(tab.shown)}
-        with translated(), self._engine.begin() as connection:
+        with self.begin() as connection:
             connection.execute(
                 update(similar_tabs).where(c.project == tab.project, c.category == tab.category).values(values)
             )
@@ -225,17 +246,12 @@ class Questions:
     def _question(self, condition: Any) -> Question | None:
         c = questions.c
         query = select(c.id, c.project, c.model, c.digest, c.kind, c.content, c.vector, c.error).where(condition)
-        with self._read() as connection:
+        with self.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
         vector = np.frombuffer(row.vector, np.float32) if row.vector is not None else None
         return Question(*row[:6], vector, row.error)
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with translated(), self._reader.connect() as connection:
-            yield connection
 
 
 def _of(project: str, model: str) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lookalike.errors import NotYet
 from lookalike.ledger import ClaimLost
 from lookalike.settings import Settings
 from lookalike.store import Project, Store
@@ -94,6 +96,46 @@ def test_ask__one_that_failed_is_tried_again(store: Store, gallery: Gallery) -> 
     assert store.questions.ask(UID, MODEL, "image", b"nonsense").error == ""
     assert not store.questions.is_answered(first.id)
     claim(store, "question", str(first.id))
+
+
+def test_answer__no_picture_is_kept_longer_than_its_vector(store: Store, gallery: Gallery) -> None:
+    for error, again in (("", True), ("cannot be read as a picture", False)):
+        content = b"somebody's picture" + error.encode()
+        asked = store.questions.ask(UID, MODEL, "image", content)
+        vector = None if error else np.ones(4, np.float32)
+        store.questions.answer(claim(store, "question", str(asked.id)), vector, error)
+        kept = store.questions.question(asked.id)
+        assert kept is not None
+        assert kept.content == b""
+        assert (store.questions.ask(UID, MODEL, "image", content).vector is not None) == again
+        asked_again = store.questions.question(asked.id)
+        assert asked_again is not None
+        assert asked_again.content == (b"" if again else content)
+
+
+def test_ask__not_more_than_some_wait_in_a_project(store: Store, gallery: Gallery) -> None:
+    first = store.questions.ask(UID, MODEL, "text", b"0")
+    for number in range(1, 50):
+        store.questions.ask(UID, MODEL, "text", str(number).encode())
+    with pytest.raises(NotYet, match="50 questions of this project wait"):
+        store.questions.ask(UID, MODEL, "text", b"one too many")
+    assert store.questions.ask(UID, MODEL, "text", b"0").id == first.id  # asking again is no new one
+    store.questions.answer(claim(store, "question", str(first.id)), np.ones(4, np.float32))
+    store.questions.ask(UID, MODEL, "text", b"one too many")
+
+
+def test_forget__what_was_asked_a_day_ago_and_its_work(
+    store: Store, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = store.questions.ask(UID, MODEL, "text", b"a red car")
+    store.questions.answer(claim(store, "question", str(old.id)), np.ones(4, np.float32))
+    store.questions.forget()
+    assert store.questions.question(old.id) is not None
+    now = time.time()
+    monkeypatch.setattr("lookalike.questions.time.time", lambda: now + 25 * 3600)
+    store.questions.forget()
+    assert store.questions.question(old.id) is None
+    assert not [row for row in store.ledger.rows() if row.kind == "question"]
 
 
 def test_answer__of_a_claim_that_was_lost_is_not_kept(store: Store, gallery: Gallery) -> None:

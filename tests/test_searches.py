@@ -101,7 +101,10 @@ def test_suggest__without_a_worker_the_whole_picture_counts(
 
 @pytest.mark.parametrize(
     "context",
-    [{"result": []}, {"result": "x"}, {"result": [5]}, {"result": [{"value": {"x": "a"}}]}, {"event": "else"}],
+    [
+        *({"result": []}, {"result": "x"}, {"result": [5]}, {"result": [{"value": {"x": "a"}}]}, {"event": "else"}),
+        *(rectangle(x=odd, y=0, width=10, height=10) for odd in (float("nan"), float("inf"), 10**400, -(10**400))),
+    ],
 )
 def test_suggest__whatever_is_sent_gets_an_answer(services: Services, gallery: Gallery, context: Json) -> None:
     answer = ask(services, int(gallery.ids[gallery.truth == 0][2]), context)
@@ -115,6 +118,11 @@ def test_suggest__similar_keyframes_for_a_script(services: Services, gallery: Ga
     assert (len(found), kinds) == (5, {1})
     found = ask(services, keyframe, {"category": "Car"})["similar"]
     assert {row["nearest"]["example"] for row in found} == {gallery.labelled[0]}
+
+
+def test_suggest__a_task_that_names_no_keyframe_is_answered(services: Services, gallery: Gallery) -> None:
+    for odd in ("9" * 5000, "9" * 30, "-1", "\N{SUPERSCRIPT TWO}"):
+        assert ask(services, odd, {"result": []})["result"] == []  # type: ignore[arg-type]
 
 
 def test_suggest__nothing_where_nothing_is_known(services: Services, gallery: Gallery) -> None:
