@@ -19,7 +19,7 @@ from lookalike.store import Project
 
 _ASK_AGAIN_S = 1
 #: base64 takes four characters for three bytes
-_MOST_BYTES = searches.MOST_IMAGE_BYTES * 4 // 3 + 1_000_000
+MOST_BYTES = searches.MOST_IMAGE_BYTES * 4 // 3 + 1_000_000
 
 
 def blueprint() -> Blueprint:
@@ -38,8 +38,8 @@ def blueprint() -> Blueprint:
     @routes.post("/api/projects/<int:label_studio_id>/similar")
     def post_similar(label_studio_id: int) -> Json:
         project = _project(label_studio_id)
-        request.max_content_length = _MOST_BYTES
-        return searches.search(_services(), project, _body())
+        request.max_content_length = MOST_BYTES
+        return searches.search(_services(), project, sent())
 
     @routes.get("/api/projects/<int:label_studio_id>/similar/tabs")
     def get_tabs(label_studio_id: int) -> Json:
@@ -48,14 +48,28 @@ def blueprint() -> Blueprint:
     @routes.post("/api/projects/<int:label_studio_id>/similar/tabs")
     def post_tab(label_studio_id: int) -> tuple[Json, int]:
         project = _project(label_studio_id)
-        searches.ask_tab(_services(), project.uid, _body())
+        searches.ask_tab(_services(), project.uid, sent())
         return {"state": "working", "message": "the tab is being made; see GET for its address"}, 202
 
-    @routes.errorhandler(NotYet)
-    def not_yet(error: NotYet) -> tuple[Response, int, dict[str, str]]:
-        return jsonify(state="working", message=str(error)), 202, {"Retry-After": str(_ASK_AGAIN_S)}
-
+    routes.register_error_handler(NotYet, not_yet)
     return routes
+
+
+def not_yet(error: NotYet) -> tuple[Response, int, dict[str, str]]:
+    """202: ask the same again."""
+    return jsonify(state="working", message=str(error)), 202, {"Retry-After": str(_ASK_AGAIN_S)}
+
+
+def sent() -> Any:
+    """The JSON of a request's body. Raises RequestError."""
+    if not request.is_json:
+        raise RequestError("the body must be JSON, sent with Content-Type: application/json")
+    try:
+        return json.loads(request.get_data(), parse_constant=_no_number)
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
+    except ValueError as error:
+        raise RequestError(f"the body is no JSON: {error}") from None
 
 
 def _services() -> Services:
@@ -68,17 +82,6 @@ def _project(label_studio_id: int) -> Project:
     if found is None:
         abort(404, f"project {label_studio_id} was deleted a moment ago")
     return found
-
-
-def _body() -> Any:
-    if not request.is_json:
-        raise RequestError("the body must be JSON, sent with Content-Type: application/json")
-    try:
-        return json.loads(request.get_data(), parse_constant=_no_number)
-    except RecursionError:
-        raise RequestError("the body is nested too deeply") from None
-    except ValueError as error:
-        raise RequestError(f"the body is no JSON: {error}") from None
 
 
 def _no_number(name: str) -> float:

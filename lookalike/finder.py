@@ -38,6 +38,8 @@ _WAIT_FOR_CHANGES_S = 0.2
 _WAIT_FOR_FIRST_S = 3.0
 #: indexes that are kept open; one of 1,000,000 keyframes takes 0.15 GB
 _OPEN = 8
+#: labelled keyframes that are compared at a time: 20 MB of vectors
+_COMPARED = 4096
 #: labelled keyframes that have a say in what a picture may show
 _VOTERS = 15
 
@@ -159,6 +161,29 @@ class Finder:
         best = max(votes, key=lambda category: votes[category])
         total = sum(votes.values())
         return (best, votes[best] / total * float(np.clip(similarity[0], 0, 1))) if total else None
+
+    def nearest_labelled(self, project: str, keyframes: Sequence[int]) -> dict[int, tuple[int, float]]:
+        """By keyframe, the other one that people labelled and that it is most like, and their cosine; a page's worth,
+        as all that is labelled is read. Keyframes without a vector are left out. Raises NotYet, RequestError as `find`.
+        """
+        now = self._store.questions.revision(project)
+        known, view, _ = self._current(project, now, _WAIT_FOR_FIRST_S)
+        rows, others = view.rows_of(keyframes), view.rows_of(list(self._labelled(known, project, now)))
+        vectors = view.vectors(rows)
+        nearest, best = np.full(len(rows), -1), np.full(len(rows), -1.0)
+        for at in range(0, len(others), _COMPARED):
+            some = others[at : at + _COMPARED]
+            cosine = vectors @ view.vectors(some).T
+            cosine[rows[:, None] == some] = -1  # no keyframe is its own example
+            most = cosine.argmax(axis=1)
+            value = cosine[np.arange(len(rows)), most]
+            nearest, best = np.where(value > best, some[most], nearest), np.maximum(value, best)
+        ids = view.keyframe_ids
+        return {
+            int(ids[row]): (int(ids[other]), max(0.0, float(cosine)))
+            for row, other, cosine in zip(rows, nearest, best, strict=True)
+            if other >= 0
+        }
 
     def vector(self, project: str, keyframe: int) -> Vectors:
         """(d,) of a keyframe. Raises NotYet, RequestError as `find`."""

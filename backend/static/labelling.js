@@ -1,10 +1,11 @@
 // What can be done with the keyframes of any sheet: label, reject, undo; by buttons of acting.html and by keys.
 //
 //   Lookalike.labelling(root, bar)     root: a .sheet; bar: its .actions with label_buttons and state -> Lookalike.acting
+//   Lookalike.labelling(root, bar, {does: {more: (ids) => …}, keys: {l: "more"}})     … and what else the bar can do
 "use strict";
-Lookalike.labelling = (root, bar) => {
+Lookalike.labelling = (root, bar, {does = {}, keys = {}} = {}) => {
   const act = Lookalike.acting(bar);
-  const sheet = Lookalike.sheet(root);
+  Lookalike.sheet(root);
 
   async function label(category, ids) {
     if (!ids.length) return;
@@ -16,22 +17,6 @@ Lookalike.labelling = (root, bar) => {
     if (ids.length) await act.reject(ids);
   }
 
-  root.addEventListener("sheet:digit", ({detail}) => { if (bar.querySelector("[data-category]")) label(detail.category, detail.ids); });
-  root.addEventListener("sheet:undo", act.undo);
-  root.addEventListener("sheet:key", (event) => {
-    if (event.detail.key !== "r") return;
-    event.preventDefault();
-    reject(event.detail.ids);
-  });
-  bar.addEventListener("click", ({target}) => {
-    const button = target.closest("button");
-    if (button?.dataset.category) label(button.dataset.category, sheet.chosen);
-    else if (button?.dataset.do === "reject") reject(sheet.chosen);
-  });
-  bar.addEventListener("change", ({target}) => {
-    if (!target.matches("[data-categories]") || !target.value) return;
-    label(target.value, sheet.chosen);
-    target.value = "";
-  });
+  act.wire(root, {does: {reject, ...does}, keys: {r: "reject", ...keys}, label});
   return act;
 };
