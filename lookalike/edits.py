@@ -9,18 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, and_, delete, exists, func, literal, select, update
+from sqlalchemy import Connection, and_, delete, exists, func, literal, select, update
 
 from lookalike.grouping import unit
 from lookalike.labels import KeyframeTask, Source
-from lookalike.ledger import insert, portions, reader, translated
+from lookalike.ledger import Part, insert, portions
 from lookalike.records import Clustering, Json, split_keyframe_id
 from lookalike.schema import (
     edit_keyframes,
@@ -207,12 +206,8 @@ def purity(counts: Mapping[str, int]) -> float:
 # --- the edits of a ledger ---
 
 
-class Edits:
+class Edits(Part):
     """Verbs on what people did. Each raises StoreError where the database does not answer."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._reader = reader(engine)
 
     def add(
         self,
@@ -245,32 +240,32 @@ class Edits:
     def on_clusters(self, project: str) -> list[Edit]:
         """Those that hold, in the order in which they were made, with their keyframes; for `apply`."""
         chosen = and_(edits.c.project == project, edits.c.kind.in_(ON_CLUSTERS), edits.c.undone == 0)
-        with self._read() as connection:
+        with self.read() as connection:
             made = [_edit(row) for row in connection.execute(_query().where(chosen).order_by(edits.c.id))]
             return [self._with_keyframes(connection, edit) for edit in made] if made else []
 
     def grouping(self, project: str) -> Edit | None:
         """Who chose last how many groups there are; None where nobody did, or chose what would be without them."""
         chosen = and_(edits.c.project == project, edits.c.kind == "group", edits.c.undone == 0)
-        with self._read() as connection:
+        with self.read() as connection:
             row = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(1)).one_or_none()
         return _edit(row) if row and row.text else None
 
     def numbers(self, project: str) -> int:
         """As `reserved`, over undone splits too: they may be made again."""
-        with self._read() as connection:
+        with self.read() as connection:
             found = connection.execute(select(func.max(edits.c.number)).where(edits.c.project == project)).scalar()
         return 0 if found is None else int(found) + 1
 
     def undone_splits(self, project: str) -> list[int]:
         """Numbers that a split gave which does not hold any more."""
         chosen = and_(edits.c.project == project, edits.c.kind == "split", edits.c.undone == 1)
-        with self._read() as connection:
+        with self.read() as connection:
             return list(connection.execute(select(edits.c.number).where(chosen)).scalars())
 
     def edit(self, project: str, edit_id: int) -> Edit | None:
         """One of a project's edits, with its keyframes."""
-        with self._read() as connection:
+        with self.read() as connection:
             row = connection.execute(_query().where(edits.c.project == project, edits.c.id == edit_id)).one_or_none()
             return self._with_keyframes(connection, _edit(row)) if row else None
 
@@ -279,14 +274,14 @@ class Edits:
         chosen = edits.c.project == project
         if person:
             chosen = and_(chosen, edits.c.person == person)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(limit))
             return [_edit(row) for row in rows]
 
     def to_undo(self, project: str, person: str) -> Edit | None:
         """The last one of a person that still holds, with its keyframes."""
         chosen = and_(edits.c.project == project, edits.c.person == person, edits.c.undone == 0)
-        with self._read() as connection:
+        with self.read() as connection:
             row = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(1)).one_or_none()
             return self._with_keyframes(connection, _edit(row)) if row else None
 
@@ -300,7 +295,7 @@ class Edits:
     def stamp(self, project: str) -> str:
         """Changes whenever something is done, undone or done again."""
         query = select(func.max(edits.c.id), func.max(edits.c.changed_at)).where(edits.c.project == project)
-        with self._read() as connection:
+        with self.read() as connection:
             return " ".join(map(str, connection.execute(query).one()))
 
     # what a page shows of keyframes
@@ -309,7 +304,7 @@ class Edits:
         """How some keyframes of a project are shown at Label Studio, by keyframe."""
         c = keyframe_tasks.c
         query = select(c.keyframe, c.leader, c.image, c.task).where(c.project == project)
-        with self._read() as connection:
+        with self.read() as connection:
             return {
                 row[0]: KeyframeTask(*row)
                 for some in portions(keyframes)
@@ -319,7 +314,7 @@ class Edits:
     def addresses(self, keyframes: Iterable[int]) -> dict[int, str]:
         """The addresses of the videos, or pictures, that keyframes are of, by keyframe."""
         mine = {keyframe: split_keyframe_id(keyframe)[0] for keyframe in keyframes}
-        with self._read() as connection:
+        with self.read() as connection:
             found = {
                 row.id: row.url
                 for some in portions(sorted(set(mine.values())))
@@ -332,7 +327,7 @@ class Edits:
         c = edit_keyframes.c
         query = select(c.keyframe, edits.c.text).join(edits, edits.c.id == c.edit)
         chosen = and_(edits.c.project == project, edits.c.kind == "propose", edits.c.undone == 0)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(query.where(chosen).order_by(edits.c.id))
             return {row.keyframe: row.text for row in rows}
 
@@ -340,7 +335,7 @@ class Edits:
         """(keyframe, category) of all that is proposed."""
         c = propagated.c
         query = select(c.keyframe, c.category).where(c.project == project, c.state == "proposed")
-        with self._read() as connection:
+        with self.read() as connection:
             return [(row.keyframe, row.category) for row in connection.execute(query)]
 
     def counts(self, project: str) -> dict[str, Counts]:
@@ -349,7 +344,7 @@ class Edits:
         p = propagated.c
         said = select(labels.c.category, literal("labelled"), func.count(labels.c.keyframe.distinct()))
         guessed = select(p.category, p.state, func.count()).where(p.project == project, p.state != "conflict")
-        with self._read() as connection:
+        with self.read() as connection:
             for query in (
                 said.where(labels.c.project == project).group_by(labels.c.category),
                 guessed.where(~_is_withdrawn()).group_by(p.category, p.state),
@@ -364,7 +359,7 @@ class Edits:
         chosen = and_(c.project == project, c.category == category, c.state.in_(("proposed", "unsure")))
         order = c.score.desc() if surest else c.score
         query = select(c.keyframe).where(chosen, ~_is_withdrawn()).order_by(order, c.keyframe)
-        with self._read() as connection:
+        with self.read() as connection:
             return list(connection.execute(query.offset(first).limit(count)).scalars())
 
     def labelled(self, project: str, category: str, *, first: int, count: int) -> list[int]:
@@ -375,14 +370,14 @@ class Edits:
             c.project == project, c.category == category, func.coalesce(t.leader, c.keyframe) == c.keyframe
         )
         query = query.group_by(c.keyframe).order_by(func.max(c.at).desc(), c.keyframe)
-        with self._read() as connection:
+        with self.read() as connection:
             return list(connection.execute(query.offset(first).limit(count)).scalars())
 
     def rejected(self, project: str, category: str, keyframes: Sequence[int]) -> set[int]:
         """Those of some keyframes that a person has said not to show a category."""
         c = withdrawn.c
         query = select(c.keyframe).where(c.project == project, c.category == category)
-        with self._read() as connection:
+        with self.read() as connection:
             return {
                 keyframe
                 for some in portions(keyframes)
@@ -394,7 +389,7 @@ class Edits:
         c = propagated.c
         query = select(c.keyframe, c.category).where(c.project == project, c.category != "")
         leaders = {row.leader for row in self.tasks(project, keyframes).values()} | set(keyframes)
-        with self._read() as connection:
+        with self.read() as connection:
             return [
                 (row.keyframe, row.category)
                 for some in portions(sorted(leaders))
@@ -430,7 +425,7 @@ class Edits:
         """What of an edit stands at Label Studio, the last first."""
         c = written.c
         query = select(c.edit, c.annotation, c.keyframe, c.task, c.before, c.after).where(c.edit == edit_id)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(query.order_by(c.annotation.desc()).limit(limit)).all()
         return [Written(*row[:4], json.loads(row[4]) if row[4] else None, json.loads(row[5])) for row in rows]
 
@@ -445,7 +440,7 @@ class Edits:
     def touched(self, project: str, source: Source) -> dict[int, float]:
         """Tasks to be read whatever Label Studio says of their last change, and since when."""
         c = touched.c
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(select(c.task, c.at).where(c.project == project, c.source == source))
             return {row.task: row.at for row in rows}
 
@@ -456,17 +451,6 @@ class Edits:
             for task, at in tasks.items():
                 chosen = and_(c.project == project, c.source == source, c.task == task, c.at <= at)
                 connection.execute(delete(touched).where(chosen))
-
-    @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        """A transaction for several of the verbs that take one."""
-        with translated(), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with translated(), self._reader.connect() as connection:
-            yield connection
 
     @staticmethod
     def _touch(connection: Connection, project: str, source: Source, tasks: Collection[int]) -> None:

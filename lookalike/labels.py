@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Engine, and_, bindparam, delete, func, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, select, update
 
 from lookalike import wire
 from lookalike.errors import SetupError
-from lookalike.ledger import Claim, ClaimLost, in_turn, insert, portions, reader, translated
+from lookalike.ledger import Claim, ClaimLost, Part, in_turn, insert, portions
 from lookalike.records import Json, split_keyframe_id
 from lookalike.schema import (
     companions,
@@ -169,17 +169,13 @@ def find_run(store: Store, number: int) -> Run:
     return run
 
 
-class Labels:
+class Labels(Part):
     """Verbs on labels, guesses, runs and companions. Each raises StoreError where the database does not answer."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._reader = reader(engine)
 
     # the companion project
 
     def companion(self, project: str) -> Companion | None:
-        with self._read() as connection:
+        with self.read() as connection:
             row = connection.execute(select(companions).where(companions.c.project == project)).one_or_none()
         if row is None:
             return None
@@ -193,19 +189,19 @@ class Labels:
             "tabs": json.dumps(companion.tabs),
             "asked": int(companion.asked),
         }
-        with self._begin() as connection:
+        with self.begin() as connection:
             statement = insert(connection, companions).values(project=companion.project, **values)
             connection.execute(statement.on_conflict_do_update(index_elements=["project"], set_=values))
 
     def owner(self, uid: str) -> str | None:
         """The video project that a companion belongs to; None for a project that is no companion of another."""
-        with self._read() as connection:
+        with self.read() as connection:
             query = select(companions.c.project).where(companions.c.uid == uid, companions.c.project != uid)
             return connection.execute(query).scalar_one_or_none() if uid else None
 
     def owner_of(self, label_studio_id: int) -> str | None:
         """The same for events that name the project by its id only."""
-        with self._read() as connection:
+        with self.read() as connection:
             query = select(companions.c.project).where(
                 companions.c.label_studio_id == label_studio_id,
                 companions.c.uid != "",
@@ -215,7 +211,7 @@ class Labels:
 
     def lose_companion(self, project: str) -> None:
         """Somebody deleted the companion at Label Studio: its tasks are gone and its labels with them."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             in_turn(connection, project)
             connection.execute(
                 update(companions)
@@ -237,7 +233,7 @@ class Labels:
             .where(videos.c.project == project)
             .order_by(keyframes.c.id)
         )
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(query).all()
         both = np.asarray([tuple(row) for row in rows], np.int64).reshape(-1, 2)
         return both[:, 0], both[:, 1]
@@ -245,7 +241,7 @@ class Labels:
     def keyframe_tasks(self, project: str) -> dict[int, KeyframeTask]:
         c = keyframe_tasks.c
         query = select(c.keyframe, c.leader, c.image, c.task).where(c.project == project).order_by(c.keyframe)
-        with self._read() as connection:
+        with self.read() as connection:
             return {row[0]: KeyframeTask(*row) for row in connection.execute(query)}
 
     def fold(self, project: str, leaders: Mapping[int, int]) -> None:
@@ -253,7 +249,7 @@ class Labels:
         if not leaders:
             return
         c = keyframe_tasks.c
-        with self._begin() as connection:
+        with self.begin() as connection:
             in_turn(connection, project)
             known = {
                 row[0]: row[1]
@@ -270,7 +266,7 @@ class Labels:
 
     def put_images(self, images: Mapping[int, str]) -> None:
         """Remember the addresses of uploaded pictures, by keyframe."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             for keyframe, image in images.items():
                 connection.execute(
                     update(keyframe_tasks).where(keyframe_tasks.c.keyframe == keyframe).values(image=image)
@@ -279,7 +275,7 @@ class Labels:
     def put_tasks(self, project: str, tasks: Mapping[int, int], data: Mapping[int, Json]) -> None:
         """Remember the tasks of leaders, for all their near-duplicates, and what each shows (`data`, by leader)."""
         c = keyframe_tasks.c
-        with self._begin() as connection:
+        with self.begin() as connection:
             in_turn(connection, project)
             for leader, task in tasks.items():
                 group = and_(c.project == project, c.leader == leader)
@@ -288,12 +284,12 @@ class Labels:
 
     def shown(self, project: str) -> dict[int, Json]:
         """What each task of the companion shows."""
-        with self._read() as connection:
+        with self.read() as connection:
             query = select(shown.c.task, shown.c.data).where(shown.c.project == project)
             return {task: json.loads(data) for task, data in connection.execute(query)}
 
     def put_shown(self, project: str, data: Mapping[int, Json]) -> None:
-        with self._begin() as connection:
+        with self.begin() as connection:
             self._put_shown(connection, project, data)
 
     def put_sent(self, connection: Connection, sent: Collection[int], gone: Collection[int] = ()) -> None:
@@ -311,7 +307,7 @@ class Labels:
     def readings(self, project: str, source: Source) -> dict[int, str]:
         """Up to where each task's annotations were read."""
         c = readings.c
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(select(c.task, c.stamp).where(c.project == project, c.source == source))
             return {row.task: row.stamp for row in rows}
 
@@ -324,7 +320,7 @@ class Labels:
         Reading twice, or in any order, comes to the same.
         """
         tasks = sorted(stamps)
-        with self._begin() as connection:
+        with self.begin() as connection:
             in_turn(connection, project)
             alive = set(connection.execute(select(videos.c.id).where(videos.c.project == project)).scalars())
             for some in portions(tasks):
@@ -363,7 +359,7 @@ class Labels:
         """In the order in which people gave them."""
         c = labels.c
         query = select(c.keyframe, c.category, c.source, c.task, c.annotation, c.person, c.at)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(query.where(c.project == project).order_by(c.at, c.annotation, c.keyframe))
             return [LabelRow(*row) for row in rows]
 
@@ -375,26 +371,26 @@ class Labels:
         query = select(c.keyframe, c.category, c.score, c.nearest, c.state, c.run).where(c.project == project)
         if state is not None:
             query = query.where(c.state == state)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(query.order_by(c.score.desc(), c.keyframe)).all()
         return [Proposal(row[0], row[1], row[2], tuple(json.loads(row[3])), row[4], row[5]) for row in rows]
 
     def outcomes(self, project: str) -> list[StoredOutcome]:
         c = outcomes.c
         query = select(c.keyframe, c.category, c.score, c.confirmed).where(c.project == project)
-        with self._read() as connection:
+        with self.read() as connection:
             return [StoredOutcome(row[0], row[1], row[2], bool(row[3])) for row in connection.execute(query)]
 
     def withdrawn(self, project: str) -> set[tuple[int, str]]:
         """(keyframe, category) that a person has undone."""
-        with self._read() as connection:
+        with self.read() as connection:
             query = select(withdrawn.c.keyframe, withdrawn.c.category).where(withdrawn.c.project == project)
             return {(keyframe, category) for keyframe, category in connection.execute(query)}
 
     @contextmanager
     def running(self, claim: Claim) -> Iterator[Connection]:
         """A transaction that is kept only if the claim still holds. Raises ClaimLost where it does not."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             in_turn(connection, claim.project)
             mine = update(work).where(work.c.id == claim.id, work.c.fence == claim.fence, work.c.state == "running")
             if connection.execute(mine.values(updated_at=time.time())).rowcount != 1:
@@ -473,7 +469,7 @@ class Labels:
 
     def put_advice(self, project: str, text: str) -> None:
         """The planner's sentence goes with the last run."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             last = select(func.max(runs.c.id)).where(runs.c.project == project).scalar_subquery()
             connection.execute(update(runs).where(runs.c.id == last).values(advice=text))
 
@@ -506,7 +502,7 @@ class Labels:
     @contextmanager
     def begin(self, project: str = "") -> Iterator[Connection]:
         """A transaction for several of the verbs that take one; with `project`, in turn with others that write it."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             if project:
                 in_turn(connection, project)
             yield connection
@@ -516,7 +512,7 @@ class Labels:
     def _runs(self, condition: Any, limit: int | None) -> list[Run]:
         c = runs.c
         query = select(c.id, c.project, c.at, c.undoes, c.labels, c.changes, c.advice).where(condition)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(query.order_by(c.id.desc()).limit(limit)).all()
         return [
             Run(*row[:5], tuple(Change(k, tuple(a), tuple(b), score) for k, a, b, score in json.loads(row[5])), row[6])
@@ -555,16 +551,6 @@ class Labels:
                 set_={"score": statement.excluded.score, "confirmed": statement.excluded.confirmed},
             )
             connection.execute(statement, rows)
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        with translated(), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with translated(), self._reader.connect() as connection:
-            yield connection
 
 
 def _of(keyframe: int, project: str) -> dict[str, Any]:

@@ -81,15 +81,31 @@ class Claim:
     tries: int
 
 
-class Ledger:
-    """Verbs on the table of work. Each is one transaction unless it is given a connection that is in one.
-
-    Each raises StoreError where the database does not answer.
-    """
+class Part:
+    """Some of the ledger's tables: a verb is a transaction, whose errors are StoreError with a sentence."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._reader = reader(engine)
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction, for several verbs that take one."""
+        with translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """What is read here belongs together; on SQLite it does not wait for writers."""
+        with translated(), self._reader.connect() as connection:
+            yield connection
+
+
+class Ledger(Part):
+    """Verbs on the table of work. Each is one transaction unless it is given a connection that is in one.
+
+    Each raises StoreError where the database does not answer.
+    """
 
     # asking
 
@@ -155,7 +171,7 @@ class Ledger:
         now = time.time()
         values = {"state": "due", "crashes": 0, "tries": 0, "error": ""}
         values |= {"next_at": now, "updated_at": now, "asked_at": now}
-        with self._begin() as connection:
+        with self.begin() as connection:
             return connection.execute(update(work).where(condition).values(values)).rowcount
 
     # working
@@ -187,7 +203,7 @@ class Ledger:
             )
             .returning(work.c.kind, work.c.subject, work.c.project, work.c.fence, work.c.wanted, work.c.tries)
         )
-        with self._begin() as connection:
+        with self.begin() as connection:
             connection.execute(
                 update(work).where(poison).values(state="failed", error=reason, worker="", updated_at=now)
             )
@@ -200,7 +216,7 @@ class Ledger:
         values: dict[str, Any] = {"next_at": now + lease_s, "updated_at": now}
         if stage is not None:
             values["stage"] = stage
-        with self._begin() as connection:
+        with self.begin() as connection:
             return connection.execute(self._mine(claim).values(values)).rowcount == 1
 
     @contextmanager
@@ -209,7 +225,7 @@ class Ledger:
 
         Raises ClaimLost, with nothing written, where it does not.
         """
-        with self._begin() as connection:
+        with self.begin() as connection:
             in_turn(connection, claim.project)
             self.finish(claim, connection)
             yield connection
@@ -217,7 +233,7 @@ class Ledger:
     def finish(self, claim: Claim, connection: Connection | None = None) -> None:
         """Done. Raises ClaimLost, so that the transaction is rolled back, where the claim does not hold any more."""
         if connection is None:
-            with self._begin() as connection:
+            with self.begin() as connection:
                 return self.finish(claim, connection)
         asked_again = work.c.wanted > claim.asking
         values = {
@@ -243,19 +259,19 @@ class Ledger:
             "tries": claim.tries + counts,
             "next_at": time.time() + delay_s,
         }
-        with self._begin() as connection:
+        with self.begin() as connection:
             connection.execute(self._mine(claim).values(values))
 
     def stumble(self, claim: Claim, reason: str) -> None:
         """An error that nobody foresaw: try again, but count it like a crash."""
         now = time.time()
         values = {"state": "due", "stage": "", "error": reason, "worker": "", "updated_at": now}
-        with self._begin() as connection:
+        with self.begin() as connection:
             connection.execute(self._mine(claim).values({**values, "next_at": now + _RETRY_FIRST_S}))
 
     def fail(self, claim: Claim, reason: str) -> None:
         """Never: set aside with its reason, until somebody asks again."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             connection.execute(self._mine(claim).values({**self._orderly(), "state": "failed", "error": reason}))
 
     def release(self, worker: str | None = None) -> int:
@@ -264,7 +280,7 @@ class Ledger:
         if worker is not None:
             condition = and_(condition, work.c.worker == worker)
         statement = update(work).where(condition).values(next_at=time.time()).returning(work.c.kind)
-        with self._begin() as connection:
+        with self.begin() as connection:
             released = Counter(connection.execute(statement).scalars())
             for kind in sorted(released):
                 self._count(connection, kind, "died", "", released[kind])
@@ -272,7 +288,7 @@ class Ledger:
 
     def tally(self, kind: Kind, outcome: Outcome, reason: str, stages: Sequence[tuple[str, float]]) -> None:
         """Count how a job ended, why (an error's class), and how many seconds each stage of it took."""
-        with self._begin() as connection:
+        with self.begin() as connection:
             self._count(connection, kind, outcome, reason, 1)
             # in the same order everywhere, as in `want`
             for stage, seconds in sorted(stages):
@@ -300,7 +316,7 @@ class Ledger:
     def rows(self, condition: Any = True, limit: int = 1000) -> list[Work]:
         columns = [work.c[name] for name in Work.__dataclass_fields__]
         query = select(*columns).where(condition).order_by(work.c.next_at, work.c.id).limit(limit)
-        with self._read() as connection:
+        with self.read() as connection:
             return [Work(*row) for row in connection.execute(query)]
 
     def troubles(self, project: str) -> list[Work]:
@@ -313,13 +329,13 @@ class Ledger:
         query = select(work.c.kind, work.c.state, func.count()).group_by(work.c.kind, work.c.state)
         if project is not None:
             query = query.where(work.c.project == project)
-        with self._read() as connection:
+        with self.read() as connection:
             return {(kind, state): n for kind, state, n in connection.execute(query)}
 
     def silent(self, since_s: float) -> set[str]:
         """Workers whose lease ran out that long ago without a word, and whose work nobody else has taken yet."""
         late = and_(work.c.state == "running", work.c.next_at < time.time() - since_s)
-        with self._read() as connection:
+        with self.read() as connection:
             return set(connection.execute(select(work.c.worker).where(work.c.kind.in_(KINDS), late)).scalars())
 
     def waits(self) -> dict[str, float]:
@@ -327,20 +343,20 @@ class Ledger:
         since = case((work.c.asked_at > 0, work.c.asked_at), else_=work.c.updated_at)
         query = select(work.c.kind, func.min(since)).where(work.c.state.in_(_OPEN)).group_by(work.c.kind)
         now = time.time()
-        with self._read() as connection:
+        with self.read() as connection:
             return {kind: max(0.0, now - asked_at) for kind, asked_at in connection.execute(query)}
 
     def endings(self) -> dict[tuple[str, str, str], int]:
         """Jobs that ended, by (kind, outcome, reason)."""
         c = endings.c
-        with self._read() as connection:
+        with self.read() as connection:
             return {tuple(row[:3]): row[3] for row in connection.execute(select(c.kind, c.outcome, c.reason, c.count))}
 
     def durations(self) -> dict[tuple[str, str], list[tuple[float, int, float]]]:
         """By (kind, stage): (upper bound in seconds, jobs in the bucket, their seconds), every bucket, ascending."""
         found: dict[tuple[str, str], dict[float, tuple[int, float]]] = {}
         c = durations.c
-        with self._read() as connection:
+        with self.read() as connection:
             for kind, stage, bound, count, seconds in connection.execute(
                 select(c.kind, c.stage, c.at_most_s, c.count, c.seconds)
             ):
@@ -351,21 +367,11 @@ class Ledger:
         """Rows of a project that are running, or due and not put off: what will be there soon."""
         soon = or_(work.c.state == "running", and_(work.c.state == "due", work.c.tries == 0))
         query = select(func.count()).where(work.c.kind == kind, work.c.project == project, soon)
-        with self._read() as connection:
+        with self.read() as connection:
             return int(connection.execute(query).scalar_one())
 
     def forget(self, connection: Connection, kinds: Sequence[Kind], subjects: Sequence[str]) -> None:
         connection.execute(delete(work).where(work.c.kind.in_(kinds), work.c.subject.in_(subjects)))
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        with translated(), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with translated(), self._reader.connect() as connection:
-            yield connection
 
     @staticmethod
     def _count(connection: Connection, kind: str, outcome: Outcome, reason: str, number: int) -> None:

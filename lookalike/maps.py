@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, select
+from sqlalchemy import select
 
-from lookalike.ledger import Claim, Ledger, Work, insert, reader, translated
+from lookalike.ledger import Claim, Ledger, Part, Work, insert, translated
 from lookalike.schema import maps, work
 
 
@@ -25,17 +25,13 @@ class Map:
             raise ValueError(f"places must be ({len(self.keyframe_ids)}, 2), got {self.places.shape}")
 
 
-class Maps:
+class Maps(Part):
     """Verbs on maps. Each raises StoreError where the database does not answer."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._reader = reader(engine)
 
     def get(self, project: str, model: str) -> Map | None:
         c = maps.c
         query = select(c.keyframe_ids, c.places, c.fitted).where(c.project == project, c.model == model)
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
@@ -46,7 +42,7 @@ class Maps:
         """What the drawing of a project's map is doing."""
         c = work.c
         query = select(*(c[name] for name in Work.__dataclass_fields__)).where(c.kind == "map", c.subject == project)
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             row = connection.execute(query).one_or_none()
         return Work(*row) if row else None
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +13,7 @@ from sqlalchemy import Connection, Engine, and_, func, select
 
 from lookalike.errors import LabelConfigError
 from lookalike.labels import LabelRow
-from lookalike.ledger import portions, reader, translated
+from lookalike.ledger import Part, portions
 from lookalike.records import Clustering, cluster_name
 from lookalike.said import Said, categories_of, settle
 from lookalike.schema import keyframe_tasks, keyframes, labels, outcomes, projects, propagated, runs, videos, work
@@ -94,11 +93,11 @@ class RunRow:
     withdrawn: int  # keyframes that lost theirs
 
 
-class Views:
+class Views(Part):
     """Verbs that only read. Each raises StoreError where the database does not answer."""
 
     def __init__(self, engine: Engine) -> None:
-        self._reader = reader(engine)
+        super().__init__(engine)
         self._changes: dict[int, tuple[int, int]] = {}  # (proposed, withdrawn) by run: runs never change
 
     def summaries(self, uids: Sequence[str]) -> dict[str, Summary]:
@@ -118,7 +117,7 @@ class Views:
             .group_by(work.c.project),
         }
         numbers: dict[str, dict[str, int]] = {uid: {} for uid in uids}
-        with self._read() as connection:
+        with self.read() as connection:
             for name, query in queries.items():
                 for uid, number in connection.execute(query):
                     numbers[uid][name] = number
@@ -132,7 +131,7 @@ class Views:
         mine = select(func.count()).where(t.project == uid)
         by_answer = select(outcomes.c.confirmed, func.count()).where(outcomes.c.project == uid)
         every = select(func.count()).join_from(keyframes, videos, videos.c.id == keyframes.c.video)
-        with self._read() as connection:
+        with self.read() as connection:
             answers = {row[0]: row[1] for row in connection.execute(by_answer.group_by(outcomes.c.confirmed))}
             return Coverage(
                 connection.execute(every.where(videos.c.project == uid)).scalar_one(),
@@ -146,7 +145,7 @@ class Views:
         """The last ones, the newest first; what they changed is counted once and remembered."""
         c = runs.c
         query = select(c.id, c.at, c.undoes, c.labels, c.advice).where(c.project == uid)
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(query.order_by(c.id.desc()).limit(limit)).all()
             new = [row[0] for row in rows if row[0] not in self._changes]
             for run, text in connection.execute(select(c.id, c.changes).where(c.id.in_(new))):
@@ -162,7 +161,7 @@ class Views:
         query = select(func.count(), func.min(c.updated_at)).where(
             c.project == uid, c.kind == "video", c.state == "done", c.updated_at > since
         )
-        with self._read() as connection:
+        with self.read() as connection:
             number, first = connection.execute(query).one()
         return (number - 1) / max(1.0, time.time() - first) if number > 1 else 0.0
 
@@ -171,7 +170,7 @@ class Views:
 
         `grouped`: the project's clustering, None before the first. 200 tiles take some 10 ms, whatever the project.
         """
-        with self._read() as connection:
+        with self.read() as connection:
             rows = _facts(connection, project.uid, ids)
             groups = _groups(connection, project.uid, list(rows))
             standing_for = {member: leader for leader, members in groups.items() for member in members}
@@ -215,7 +214,7 @@ class Views:
         The whole project, for its map: 0.3 s for 50,000 keyframes.
         """
         t, p = keyframe_tasks.c, propagated.c
-        with self._read() as connection:
+        with self.read() as connection:
             rows = connection.execute(select(t.keyframe, t.leader).where(t.project == project.uid)).all()
             standing_for = {row[0]: row[1] for row in rows}
             said, disputed = _said(connection, project, standing_for, whole=True)
@@ -228,7 +227,7 @@ class Views:
     def video_names(self, uid: str, ids: Sequence[int]) -> list[str]:
         """What people call these videos, in this order; "" for one that is gone."""
         c = videos.c
-        with self._read() as connection:
+        with self.read() as connection:
             found = {
                 row[0]: video_name(row[1])
                 for some in portions(ids)
@@ -247,7 +246,7 @@ class Views:
         )
         own = own.join(videos, videos.c.id == keyframes.c.video).join(projects, projects.c.uid == videos.c.project)
         own = own.outerjoin(keyframe_tasks, keyframe_tasks.c.keyframe == keyframes.c.id)
-        with self._read() as connection:
+        with self.read() as connection:
             row = connection.execute(own.where(keyframes.c.id == keyframe)).one_or_none()
             if row is None:
                 return None
@@ -256,11 +255,6 @@ class Views:
                 of_leader = select(keyframe_tasks.c.image).where(keyframe_tasks.c.keyframe == row[4])
                 image = connection.execute(of_leader).scalar_one_or_none()
         return Sight(row[0], row[1], _version(row[2]), image or "")
-
-    @contextmanager
-    def _read(self) -> Iterator[Connection]:
-        with translated(), self._reader.connect() as connection:
-            yield connection
 
 
 # --- steps ---
