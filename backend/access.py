@@ -20,6 +20,7 @@ import hmac
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, abort, current_app, g, redirect, render_template, request, url_for
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import Forbidden
+from werkzeug.exceptions import Forbidden, TooManyRequests
 
 from backend.contract import Services
 from lookalike import wire
@@ -43,6 +44,9 @@ _BELIEVED_S = 60.0
 #: how much is remembered: (person, project) pairs, and people
 _MOST_REMEMBERED = 10_000
 _LABEL_STUDIO_WITHIN_S = 10.0
+#: wrong logins and tokens from one address within a minute, after which none is looked at
+_GUESSES = 30
+_GUESSES_WITHIN_S = 60.0
 _SAFE = ("GET", "HEAD", "OPTIONS")
 #: what is answered without a sign-in; the contract's routes have rules of their own, see `admit`
 _OPEN = ("access.login", "access.use_address", "pages.static")
@@ -73,6 +77,9 @@ class Access:
         self.views = Views(services.store.engine)
         self.sign_ins = SignIns(services.settings.data_dir, services.store.engine)
         self.logins = encoded_logins(services.settings)
+        #: of the login in a session: with another password, who signed in by the one before is signed out
+        self.login_mark = hmac.digest(self.sign_ins.secret, b"login" + b"".join(self.logins[:1]), "sha256").hex()
+        self.guesses = _Guesses()
         self.cookie = f"lookalike-{services.settings.port}"  # cookies know hosts, not ports
         self._people: _Remembered[Person] = _Remembered(_BELIEVED_S)
         self._studios: _Remembered[LabelStudio] = _Remembered(3600.0)
@@ -225,16 +232,18 @@ def blueprint() -> Blueprint:
         if request.method == "GET":
             return _login_page("")
         here, token = access(), request.form.get("token", "").strip()
+        here.guesses.check()
         try:
             if token:
                 return _signed_in(here.person_of(token), _next())
         except LabelStudioUnreachable as error:
             return _login_page(str(error), 503)
         except LabelStudioError as error:
+            here.guesses.note()
             return _login_page(_why_refused(error), 401)
         user, password = request.form.get("user", ""), request.form.get("password", "")
         given = base64.b64encode(f"{user}:{password}".encode(errors="replace")).decode()
-        if here.logins and is_welcome(f"Basic {given}", here.logins):
+        if here.logins and here.guesses.is_right(f"Basic {given}" if user else "", here.logins):
             return _signed_in(Person(user), _next())
         wanted = "a token, or the user name and password of the ML backend" if here.logins else "a Label Studio token"
         return _login_page("That is not the login of this ML backend." if user else f"Give {wanted}.", 401)
@@ -243,7 +252,8 @@ def blueprint() -> Blueprint:
     def use_address(address: str) -> ResponseReturnValue:
         here = access()
         # a proxy on this machine would make everybody look local
-        local = request.remote_addr in ("127.0.0.1", "::1") and "X-Forwarded-For" not in request.headers
+        by_proxy = any(name in request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"))
+        local = request.remote_addr in ("127.0.0.1", "::1") and not by_proxy
         if not (local and here.settings.is_on_loopback and here.sign_ins.redeem(address)):
             return _login_page(
                 "That address does not sign in any more: each does so once, within the hour, on its own machine. "
@@ -275,18 +285,20 @@ def _find_person() -> Person:
     here = access()
     if text := request.cookies.get(here.cookie):
         content = here.sign_ins.open(text)
-        if content is not None:
+        if content is not None and (content["token"] or content.get("login") == here.login_mark):
             return Person(content["name"], content["token"], content["csrf"])
     header = request.headers.get("Authorization", "")
     scheme, _, token = header.partition(" ")
     if scheme.lower() in ("token", "bearer") and token:
+        here.guesses.check()
         try:
             return here.person_of(token.strip())
         except LabelStudioUnreachable:
             raise
         except LabelStudioError as error:
+            here.guesses.note()
             abort(401, _why_refused(error))
-    if here.logins and is_welcome(header, here.logins):
+    if here.logins and here.guesses.is_right(header, here.logins):
         return Person(here.settings.basic_auth_user)
     if wants_page() and request.method in _SAFE:
         abort(redirect(url_for("access.login", next=request.full_path.rstrip("?"))))
@@ -310,6 +322,8 @@ def _require_own_origin() -> None:
 def _signed_in(who: Person, then: str) -> Response:
     here = access()
     content = {"name": who.name, "token": who.label_studio_token, "csrf": secrets.token_urlsafe(16)}
+    if not who.label_studio_token:
+        content["login"] = here.login_mark
     answer = redirect(then, 303)
     answer.set_cookie(
         here.cookie,
@@ -349,6 +363,39 @@ def _why_refused(error: LabelStudioError) -> str:
     if isinstance(error, LabelStudioRefused):
         return "Label Studio does not accept this token; copy it again, or make a new one under Account & Settings."
     return str(error)
+
+
+class _Guesses:
+    """Wrong logins and tokens, by the address that they came from: nobody tries passwords by the thousand."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wrong: dict[str, deque[float]] = {}
+
+    def is_right(self, header: str, logins: list[bytes]) -> bool:
+        """As `is_welcome`; a wrong one is noted. Ends the request with 429 where there were too many."""
+        if not header:
+            return False
+        self.check()
+        right = is_welcome(header, logins)
+        if not right:
+            self.note()
+        return right
+
+    def check(self) -> None:
+        with self._lock:
+            wrong = self._wrong.get(request.remote_addr or "", deque[float]())
+            if len(wrong) == _GUESSES and time.monotonic() - wrong[0] < _GUESSES_WITHIN_S:
+                raise TooManyRequests(
+                    f"more than {_GUESSES} wrong logins came from your address within a minute; try again in one",
+                    retry_after=int(_GUESSES_WITHIN_S),
+                )
+
+    def note(self) -> None:
+        with self._lock:
+            if len(self._wrong) >= _MOST_REMEMBERED:
+                self._wrong.clear()
+            self._wrong.setdefault(request.remote_addr or "", deque(maxlen=_GUESSES)).append(time.monotonic())
 
 
 class _Remembered(Generic[T]):

@@ -14,9 +14,9 @@ import uuid
 
 from flask import Flask, Response, g, jsonify, redirect, request, url_for
 from flask.typing import ResponseReturnValue
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import Forbidden, HTTPException
 
-from backend import access, api, contract, pages, sheets
+from backend import access, api, contract, pages, search, sheets
 from backend import map as map_page
 from backend.metrics import Metrics
 from lookalike.errors import (
@@ -93,11 +93,14 @@ def create_app(settings: Settings) -> Flask:
         is_ours = request.blueprint != "contract" if request.url_rule else access.wants_page()
         if is_ours:
             return access.admit()
+        # without a login, any page that somebody on this machine has open could forge a webhook
+        if request.method == "POST" and ("Origin" in request.headers or "Sec-Fetch-Site" in request.headers):
+            raise Forbidden("Label Studio and programs ask here, never a page in a browser; nothing was changed")
         # /health is open for whoever starts and watches us. A wrong login is still told there, because Label Studio
         # then says in plain words that the login is wrong, which it does for no other route.
         if request.path == "/health" and "Authorization" not in request.headers:
             return None
-        if logins and not access.is_welcome(request.headers.get("Authorization", ""), logins):
+        if logins and not here.guesses.is_right(request.headers.get("Authorization", ""), logins):
             answer = _error(401, "Unauthorized", "give the user name and password of this ML backend")
             answer.headers["WWW-Authenticate"] = 'Basic realm="lookalike", charset="UTF-8"'
             return answer
@@ -122,13 +125,17 @@ def create_app(settings: Settings) -> Flask:
             return error.response  # type: ignore[return-value]
         answer = _error(error.code or 500, type(error).__name__, error.description or error.name)
         for name, value in error.get_headers(request.environ):
-            if name == "Allow":
+            if name in ("Allow", "Retry-After"):
                 answer.headers[name] = value
         return answer
 
     @app.errorhandler(UnicodeEncodeError)
     def unreadable(_error_: UnicodeEncodeError) -> Response:
         return _error(400, "RequestError", "the body has text that is no Unicode: half a surrogate pair")
+
+    @app.errorhandler(OverflowError)
+    def too_large(_error_: OverflowError) -> Response:
+        return _error(400, "RequestError", "a number in the request is larger than any that there is here")
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> Response:
@@ -148,6 +155,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(pages.blueprint())
     app.register_blueprint(map_page.blueprint())
     app.register_blueprint(sheets.blueprint())
+    app.register_blueprint(search.blueprint())
     return app
 
 

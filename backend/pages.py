@@ -43,6 +43,7 @@ _TABS = (
     ("overview", "Overview", "pages.project"),
     ("clusters", "Clusters", "sheets.clusters"),
     ("categories", "Categories", "sheets.categories"),
+    ("search", "Search", "search.page"),
     ("map", "Map", "map.page"),
 )
 #: in the order in which a video goes through them
@@ -85,7 +86,8 @@ def blueprint() -> Blueprint:
 
     @routes.get("/projects/<int:label_studio_id>")
     def project(label_studio_id: int) -> ResponseReturnValue:
-        if (owner := _of_companion(label_studio_id)) is not None:
+        owner = _of_companion(label_studio_id)
+        if owner is not None and access.access().uid(access.person(), owner):
             return redirect(url_for("pages.project", label_studio_id=owner))
         of = project_of(label_studio_id)
         return render_template("project.html", project=of, **_overview(of))
@@ -115,7 +117,7 @@ def blueprint() -> Blueprint:
     @routes.post("/projects/<int:label_studio_id>/retry")
     def retry(label_studio_id: int) -> ResponseReturnValue:
         uid = access.require_project(label_studio_id)
-        rows = services().store.ledger.retry(uid, [int(row) for row in request.form.getlist("work") if row.isdecimal()])
+        rows = services().store.ledger.retry(uid, numbers(request.form.getlist("work")))
         services().kick()
         flash(f"{rows} tried again" if rows else "Nothing has failed any more")
         return _back(label_studio_id)
@@ -278,6 +280,11 @@ def choices_of(project: Project) -> dict[str, Any]:
         categories = ()
     may = bool(known is not None and known.uid and access.person().label_studio_token)
     return {"categories": categories, "colours": category_colours(project.label_config), "may_label": may}
+
+
+def numbers(texts: Sequence[str]) -> list[int]:
+    """Those that are ids."""
+    return [int(text) for text in texts if text.isdecimal() and len(text) < 18]
 
 
 def services() -> Services:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import stat
 from collections.abc import Iterator
@@ -180,7 +181,7 @@ def test_address__is_for_this_machine(app: Flask) -> None:
     path = "/" + address(here.settings, here.sign_ins).split("/", 3)[3]
     for elsewhere in (
         {"environ_overrides": {"REMOTE_ADDR": "192.0.2.7"}},
-        {"headers": PAGE | {"X-Forwarded-For": "192.0.2.7"}},
+        *({"headers": PAGE | {name: "192.0.2.7"}} for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")),
     ):
         assert app.test_client().get(path, **elsewhere).status_code == 401  # type: ignore[arg-type]
     assert app.test_client().get(path, headers=PAGE).status_code == 303  # and was not used up by them
@@ -250,6 +251,16 @@ def test_basic__may_look_in_the_browser_and_by_program(studio: FakeStudio, tmp_p
     assert program.get("/projects/7").status_code == 401
 
 
+def test_basic__with_another_password_signs_out_whoever_had_the_one_before(studio: FakeStudio, tmp_path: Path) -> None:
+    before = make_app(studio, tmp_path, **LOGIN).test_client()
+    signed = before.post("/login", data={"user": "jürgen", "password": "pässword:1"}, headers=PAGE)
+    name, value = signed.headers["Set-Cookie"].split(";")[0].split("=", 1)
+    for changed, status in ((LOGIN, 200), (LOGIN | {"basic_auth_pass": "another"}, 302), ({}, 302)):
+        client = make_app(studio, tmp_path, **changed).test_client()
+        client.set_cookie(name, value)
+        assert client.get("/projects", headers=PAGE).status_code == status
+
+
 def test_basic__is_nobody_at_label_studio(studio: FakeStudio, tmp_path: Path) -> None:
     from backend import access
 
@@ -268,7 +279,66 @@ def test_contract__keeps_its_own_rules(studio: FakeStudio, tmp_path: Path) -> No
     assert client.post("/predict", json={"tasks": []}).status_code == 401  # a cookie is no login there
     assert client.get("/health").status_code == 200
     open_client = make_app(studio, tmp_path).test_client()
-    assert open_client.post("/predict", json={"tasks": []}, headers={"Origin": "http://x"}).status_code == 200
+    assert open_client.post("/predict", json={"tasks": []}).status_code == 200
+
+
+@pytest.mark.parametrize("route", ["/predict", "/webhook", "/setup"])
+def test_contract__is_not_for_pages_in_a_browser(studio: FakeStudio, tmp_path: Path, route: str) -> None:
+    """Without a login, a page that somebody has open could have videos deleted, or ours by a name of its own."""
+    app = make_app(studio, tmp_path)
+    store = app.extensions["lookalike"].store
+    uid = wire.project_uid(7, CREATED_AT)
+    store.add_videos(uid, [(1, "/data/upload/7/a.mp4", {})])
+    event = json.dumps(
+        {"action": "TASKS_DELETED", "project": {"id": 7, "created_at": CREATED_AT}, "tasks": [{"id": 1}]}
+    )
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://evil.example:9090", "Host": "evil.example:9090", "Sec-Fetch-Site": "same-origin"},
+    ):
+        answer = app.test_client().post(route, data=event, headers=headers, content_type="text/plain")
+        assert answer.status_code == 403
+        assert "never a page in a browser" in answer.get_json()["error"]["message"]
+    assert len(store.videos(uid)) == 1
+    if route == "/webhook":
+        app.test_client().post(route, data=event, content_type="application/json")
+        assert store.videos(uid) == []
+
+
+# --- trying passwords ---
+
+
+def test_login__too_many_wrong_ones_are_not_looked_at(
+    studio: FakeStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = make_app(studio, tmp_path, **LOGIN)
+    client, signed = app.test_client(), app.test_client()
+    right = "Basic " + base64.b64encode("jürgen:pässword:1".encode()).decode()
+    sign_in(signed)
+    tries = [
+        lambda: client.post("/login", data={"user": "jürgen", "password": "no"}, headers=PAGE),
+        lambda: sign_in(client, "f" * 40),
+        lambda: client.get("/projects/7", headers={"Authorization": "Token " + "f" * 40}),
+        lambda: client.get("/projects/7", headers={"Authorization": "Basic eDp5"}),
+        lambda: client.post("/webhook", json={}, headers={"Authorization": "Basic eDp5"}),
+    ]
+    assert {tries[n % 5]().status_code for n in range(30)} == {401}
+    asked = len(studio.asked)
+    for guess in tries:
+        answer = guess()
+        assert answer.status_code == 429
+        assert answer.headers["Retry-After"] == "60"
+    assert len(studio.asked) == asked
+    assert client.get("/projects/7", headers={"Authorization": right}).status_code == 429
+    assert client.get("/health").status_code == 200
+    assert signed.get("/projects/7", headers=PAGE).status_code == 200  # whoever is signed in goes on
+    elsewhere = {"environ_overrides": {"REMOTE_ADDR": "192.0.2.7"}}
+    assert client.get("/projects/7", headers={"Authorization": right}, **elsewhere).status_code == 200  # type: ignore[arg-type]
+    now = __import__("time").monotonic()
+    monkeypatch.setattr("backend.access.time.monotonic", lambda: now + 61)
+    assert client.get("/projects/7", headers={"Authorization": right}).status_code == 200
 
 
 # --- requests from elsewhere ---

@@ -176,6 +176,25 @@ def test_project__asks_for_its_companion_and_links_to_it(app: Flask, client: Fla
     store.labels.put_companion(Companion(uid, "9.1", 9, "<View/>", {"next": 41}, True))
     assert f"{studio.url}/projects/9/data?tab=41" in client.get("/projects/7", headers=PAGE).text
     assert client.get("/projects/9", headers=PAGE).location == "/projects/7"
+    del studio.projects[7]
+    app.extensions["lookalike_access"]._projects._known.clear()  # a minute later
+    assert (
+        client.get("/projects/9", headers=PAGE).status_code == 404
+    )  # whose keyframes these are is told to nobody else
+
+
+def test_page__numbers_that_no_database_has_are_no_fault(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
+    fill(app, studio)
+    for number in (2**63, 10**25, "9" * 5000):
+        for path in (
+            *(f"/projects/{number}", f"/projects/7/keyframes/{number}", f"/thumbnails/{number}.jpg"),
+            *(f"/projects/7/tiles?ids={number}", f"/projects/7/videos?after={number}"),
+            *(f"/projects/7/category?name=Car&after={number}", f"/projects/7/clusters/{number}"),
+        ):
+            assert client.get(path, headers=PAGE).status_code in (200, 400, 404), path[:40]
+        for path in ("/projects/7/retry", f"/projects/7/runs/{number}/undo"):
+            answer = client.post(path, data=csrf(client) | {"work": str(number)}, headers=PAGE)
+            assert answer.status_code in (303, 400, 404), path[:40]
 
 
 def test_keyframe__says_why_it_has_its_label_and_what_is_like_it(
