@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import struct
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,8 @@ WIDTH_PX = 320
 _QUALITY = 80
 _MAX_BYTES = 20_000_000
 _MAX_PIXELS = 4096 * 4096
+#: Pillow hands PostScript to a program that runs what the file says
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _FOR_EVER = "private, max-age=31536000, immutable"
 
 
@@ -58,14 +61,17 @@ def small_picture(path: Path) -> Path:
 
 def shrink(picture: bytes) -> bytes:
     """A JPEG no wider than WIDTH_PX and no higher than that. Raises OSError for what is no picture."""
-    with Image.open(io.BytesIO(picture)) as opened:
-        if opened.width * opened.height > _MAX_PIXELS:
-            raise OSError(f"a picture of {opened.width} by {opened.height} pixels is too large")
-        opened.draft("RGB", (WIDTH_PX, WIDTH_PX))  # decodes at a fraction of the size: 2 ms instead of 12
-        image = opened.convert("RGB")
-        image.thumbnail((WIDTH_PX, WIDTH_PX))
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=_QUALITY)
+    try:
+        with Image.open(io.BytesIO(picture), formats=_FORMATS) as opened:
+            if opened.width * opened.height > _MAX_PIXELS:
+                raise OSError(f"a picture of {opened.width} by {opened.height} pixels is too large")
+            opened.draft("RGB", (WIDTH_PX, WIDTH_PX))  # decodes at a fraction of the size: 2 ms instead of 12
+            image = opened.convert("RGB")
+            image.thumbnail((WIDTH_PX, WIDTH_PX))
+            out = io.BytesIO()
+            image.save(out, "JPEG", quality=_QUALITY)
+    except (ValueError, SyntaxError, IndexError, struct.error, Image.DecompressionBombError) as error:
+        raise OSError(f"a picture cannot be read: {error}") from None
     return out.getvalue()
 
 

@@ -18,6 +18,7 @@ import shutil
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,11 @@ from lookalike.tables import load, snapshot
 #: of the archive's layout
 _FORMAT = 1
 _PICTURE = re.compile(r"keyframes/\d{1,20}/[\w.-]{1,100}")
+#: what comes of an archive that is cut off, or that was not written by `write_archive`
+_FORGED = (
+    *(tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RecursionError),
+    *(KeyError, ValueError, TypeError, AttributeError, AssertionError),
+)
 _TABLE = re.compile(r"tables/(\w{1,60})\.jsonl\.gz")
 
 
@@ -117,7 +123,7 @@ def read_archive(settings: Settings, file: Path, *, force: bool = False) -> Json
             )
             shutil.rmtree(settings.keyframes_dir, ignore_errors=True)
             part.replace(settings.keyframes_dir)
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, KeyError, ValueError) as error:
+    except _FORGED as error:
         raise SetupError(f"{file} is no backup that can be read ({type(error).__name__}); it may be cut off") from None
     except OSError as error:
         raise SetupError(f"{file} cannot be restored: {error.strerror}") from None

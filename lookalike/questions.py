@@ -1,8 +1,8 @@
 """What people search by, and what a search reads of the ledger: never more than its answer shows.
 
 A picture, a region or words need the model, which only workers have: they are written down as a *question*, for which
-a worker makes the vector. Questions are kept for a day, so that asking once more, or refining, is answered at once; of a picture that somebody
-sent only the vector is kept then.
+a worker makes the vector. Questions are kept for a day, so that asking once more, or refining, is answered at once. Of
+a picture that somebody sent, only the vector is.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from lookalike import backup
 from lookalike.backup import described, read_archive, write_archive
-from lookalike.errors import SettingsError, SetupError
+from lookalike.errors import LookalikeError, SettingsError, SetupError
 from lookalike.settings import Settings
 from lookalike.store import open_store
 from tests.test_store import PROJECT
@@ -103,6 +103,27 @@ def test_restore__writes_nothing_outside(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "deep").rglob("*")} <= {
         *("other", "keyframes", "ledger.sqlite3", "ledger.sqlite3-shm", "ledger.sqlite3-wal"),
     }
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("[]", "{}", "5", "[" * 100_000, '{"format": 1, "rows": 5}', '{"format": 1, "rows": {"../x": 1}}'),
+        '{"format": 1, "rows": {"projects": 1}, "version": "1", "numbers": 5}',
+        '{"format": 1, "rows": {}, "version": "0099", "numbers": {}}',
+        '{"format": 1, "rows": {"projects": 1}, "version": ["x"], "numbers": {}, "lookalike": "0"}',
+    ],
+    ids=lambda text: text[:40],
+)
+def test_restore__a_forged_archive_is_a_sentence(settings: Settings, tmp_path: Path, manifest: str) -> None:
+    file = tmp_path / "backup.tar"
+    (tmp_path / "manifest.json").write_text(manifest)
+    with tarfile.open(file, "w") as tar:
+        tar.add(tmp_path / "manifest.json", "manifest.json")
+    before = content(settings.sqlalchemy_url)
+    with pytest.raises(LookalikeError):
+        read_archive(settings, file, force=True)
+    assert content(settings.sqlalchemy_url) == before
 
 
 def test_restore__a_layout_of_later(settings: Settings, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import random
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,32 @@ def test_shrink__of_nonsense_is_an_oserror() -> None:
     for content in (b"", b"nonsense", jpeg(640, 480)[:300]):
         with pytest.raises(OSError, match=r"(?i)identify|truncated"):
             shrink(content)
+
+
+def test_shrink__postscript_starts_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *rest, **more: started.append(rest))
+    with pytest.raises(OSError, match="identify"):
+        shrink(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    assert not started
+
+
+def test_shrink__of_a_damaged_or_bombed_picture_is_an_oserror() -> None:
+    picture = Image.effect_noise((90, 70), 50).convert("RGB")
+    dice = random.Random(2)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        out = io.BytesIO()
+        picture.save(out, kind)
+        for _ in range(150):
+            data = bytearray(out.getvalue())
+            for _ in range(dice.choice((1, 8))):
+                data[dice.randrange(min(len(data), 200))] = dice.randrange(256)
+            with contextlib.suppress(OSError):
+                shrink(bytes(data))
+    out = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(out, "PNG")
+    with pytest.raises(OSError, match="400000000 pixels|400000000"):
+        shrink(out.getvalue())
 
 
 def test_small_picture__is_made_once(tmp_path: Path) -> None:

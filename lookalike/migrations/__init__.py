@@ -72,10 +72,12 @@ def changing(engine: Engine) -> Iterator[Connection]:
 
 
 def bring(connection: Connection, to: str = "") -> None:
-    """What `upgrade` does, within `changing`."""
+    """What `upgrade` does, within `changing`. Raises StoreError for a version that this program does not know."""
     from alembic import command
 
     wanted = to or newest()
+    if not FIRST <= wanted <= newest():
+        raise StoreError(f"this Lookalike knows the ledger's versions up to {newest()}, not {wanted[:20]!r}")
     now = _check(connection, wanted)  # again: another process may have been quicker
     config = _config(connection)
     if now is None and wanted == newest():
