@@ -499,14 +499,6 @@ class Labels(Part):
         found = self._runs(runs.c.id == run_id, 1)
         return found[0] if found else None
 
-    @contextmanager
-    def begin(self, project: str = "") -> Iterator[Connection]:
-        """A transaction for several of the verbs that take one; with `project`, in turn with others that write it."""
-        with self.begin() as connection:
-            if project:
-                in_turn(connection, project)
-            yield connection
-
     # steps
 
     def _runs(self, condition: Any, limit: int | None) -> list[Run]:

@@ -89,9 +89,11 @@ class Part:
         self._reader = reader(engine)
 
     @contextmanager
-    def begin(self) -> Iterator[Connection]:
-        """A transaction, for several verbs that take one."""
+    def begin(self, project: str = "") -> Iterator[Connection]:
+        """A transaction for several of the verbs that take one; with `project`, in turn with others that write it."""
         with translated(), self._engine.begin() as connection:
+            if project:
+                in_turn(connection, project)
             yield connection
 
     @contextmanager
