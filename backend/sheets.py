@@ -20,11 +20,12 @@ from flask.typing import ResponseReturnValue
 from numpy.typing import NDArray
 
 from backend import access, labelling, pages
+from backend.groups import Groups, preview
 from lookalike import edits
 from lookalike.edits import Edit
 from lookalike.errors import RequestError
 from lookalike.finder import MOST, Wanted
-from lookalike.grouping import unit
+from lookalike.grouping import Numbers, divide, middles, unit
 from lookalike.ledger import Kind
 from lookalike.questions import Questions
 from lookalike.records import Clustering, cluster_name, split_keyframe_id
@@ -38,6 +39,8 @@ _BESIDE = 24
 _TILES = 120
 #: keyframes that one request names at most
 _MOST = 20_000
+#: … to search on with: the vectors of each are held in memory, 5 kB
+_MOST_EXAMPLES = 2_000
 _LONGEST_NAME = 80
 #: boards that are kept: those of the projects that are looked at
 _BOARDS = 8
@@ -80,10 +83,14 @@ class Board:
             number in self.grouped.junk,
         )
 
+    @property
+    def alive(self) -> list[int]:
+        """Numbers of clusters that have members."""
+        return np.flatnonzero(np.diff(self.starts[1:])).tolist()
+
     def cards(self, order: str, *, junk: bool) -> list[Card]:
         """Of all clusters that have members and are, or are not, junk."""
-        alive = np.flatnonzero(np.diff(self.starts[1:]))
-        found = [card for number in alive.tolist() if (card := self.card(number)).is_junk == junk]
+        found = [card for number in self.alive if (card := self.card(number)).is_junk == junk]
         keys: dict[str, Any] = {
             "size": lambda card: (-card.size, card.number),
             "open": lambda card: (card.labelled + card.proposed - card.size, card.number),
@@ -181,6 +188,8 @@ def blueprint() -> Blueprint:
             first=first,
             size=_CLUSTERS,
             loose=board.card(-1) if board else None,
+            groups=_groups(project, board) if board else None,
+            alive=len(board.alive) if board else 0,
             **pages.choices_of(project),
         )
 
@@ -212,6 +221,17 @@ def blueprint() -> Blueprint:
             **listed,
             **pages.choices_of(project),
         )
+
+    @routes.get("/clusters/groups")
+    def groups(label_studio_id: int) -> ResponseReturnValue:
+        """Whether the workers are still to make another number of groups; of a tree, what cutting it into k gives."""
+        project = pages.project_of(label_studio_id)
+        found = _groups(project, _board(boards, project))
+        answer: dict[str, Any] = {"waiting": found.waiting, "groups": found.k}
+        if found.is_tree and (k := request.args.get("k", 0, int)) > 0:
+            fit = pages.services().store.fit(project.uid, _model(project))
+            answer["preview"] = preview(fit.tree, k) if fit and fit.tree else None
+        return jsonify(answer)
 
     @routes.get("/clusters/<int(signed=True):number>/keyframes")
     def keyframes(label_studio_id: int, number: int) -> ResponseReturnValue:
@@ -262,7 +282,10 @@ def blueprint() -> Blueprint:
         project = pages.project_of(label_studio_id)
         body = _body()
         board = _board(boards, project)
-        kinds = {"name": _name, "junk": _junk, "keep": _junk, "exclude": _exclude, "split": _split, "merge": _merge}
+        kinds = {
+            **{"name": _name, "junk": _junk, "keep": _junk, "exclude": _exclude, "split": _split, "merge": _merge},
+            "group": _group,
+        }
         if (kind := _text(body, "kind")) not in kinds:
             raise RequestError(f"kind must be one of {', '.join(kinds)}, got {kind!r}")
         answer = kinds[kind](project, board, body)
@@ -345,8 +368,8 @@ def blueprint() -> Blueprint:
         wanted = Wanted(
             _optional(body, "top") or MOST,
             name if here.store.edits.counts(project.uid).get(name, edits.Counts()).labelled else "",
-            tuple(_keyframes(body, "like", none=True)),
-            tuple(_keyframes(body, "unlike", none=True)),
+            tuple(_keyframes(body, "like", none=True, most=_MOST_EXAMPLES)),
+            tuple(_keyframes(body, "unlike", none=True, most=_MOST_EXAMPLES)),
             clusters=tuple(sorted(set(range(-1, len(board.grouped.centroids))) - board.grouped.junk)),
             labelled=False,
         )
@@ -358,7 +381,7 @@ def blueprint() -> Blueprint:
     @routes.get("/tiles")
     def tiles(label_studio_id: int) -> ResponseReturnValue:
         project = pages.project_of(label_studio_id)
-        ids = [int(text) for text in request.args.get("ids", "").split(",") if text.isdecimal()][:_TILES]
+        ids = pages.numbers(request.args.get("ids", "").split(","))[:_TILES]
         return render_template(
             "sheet.html", listed=[(tile, "") for tile in _tiles(project, boards.get(project), ids)], more=""
         )
@@ -373,6 +396,8 @@ def _name(project: Project, board: Board, body: dict[str, Any]) -> dict[str, Any
     number, text = _number(board, body), " ".join(_text(body, "text", empty=True).split())
     if len(text) > _LONGEST_NAME:
         raise RequestError(f"a cluster's name has at most {_LONGEST_NAME} characters, got {len(text)}")
+    if not text.isprintable():  # PostgreSQL takes no NUL, and what turns the writing round makes one name look another
+        raise RequestError(f"a cluster's name has visible characters only, got {text!r}")
     made = _add(project, "name", text=text, cluster=edits.known_by(board.grouped, number))
     return {"edit": made, "message": f"{cluster_name(number)} is called {text}" if text else "The name is gone"}
 
@@ -392,14 +417,15 @@ def _exclude(project: Project, board: Board, body: dict[str, Any]) -> dict[str, 
 
 
 def _split(project: Project, board: Board, body: dict[str, Any]) -> dict[str, Any]:
-    """The selected members become a cluster of their own; with none selected, the smaller half of a division in two."""
+    """The selected members become a cluster of their own; with none selected, the smaller of two parts: the branches of
+    the tree where there is one, else what 2-means finds."""
     number, store = _number(board, body), pages.services().store
     members, model = board.members(number), _model(project)
     wanted = _keyframes(body) if body.get("keyframes") else members
     vectors = _vectors(model, wanted)
     if not body.get("keyframes"):
         known = [keyframe for keyframe in members if keyframe in vectors]
-        half = edits.halves(np.stack([vectors[k] for k in known])) if known else np.zeros(0, bool)
+        half = _halves(project, model, known, np.stack([vectors[k] for k in known])) if known else np.zeros(0, bool)
         wanted = [keyframe for keyframe, smaller in zip(known, half, strict=True) if smaller]
         if not wanted:
             raise RequestError("the members of this cluster look all the same; select those that you want apart")
@@ -427,6 +453,20 @@ def _merge(project: Project, board: Board, body: dict[str, Any]) -> dict[str, An
         "message": f"{board.card(other).title} is part of {board.card(number).title} now",
         "address": url_for(".cluster", label_studio_id=project.label_studio_id, number=number),
     }
+
+
+def _group(project: Project, board: Board, body: dict[str, Any]) -> dict[str, Any]:
+    """Another number of groups, or the one that would be without anybody's choice; the workers make them."""
+    k, now = _optional(body, "groups"), _groups(project, board)
+    if not now.most:
+        raise RequestError("HDBSCAN finds the number of groups itself; choose another LOOKALIKE_CLUSTERING")
+    if k is not None and k > now.most:
+        raise RequestError(f"groups must be between 1 and {now.most}, got {k}")
+    if str(k or "") == (now.asked.text if now.asked else ""):
+        raise RequestError(f"{f'{k} groups are' if k else 'The proposed number is'} what was asked for last")
+    made = _add(project, "group", text=str(k or ""))
+    said = f"into {k}" if k else "without anybody's choice"
+    return {"edit": made, "message": f"The workers group all keyframes {said}; this page follows"}
 
 
 def _undo(project: Project, edit: Edit) -> dict[str, Any]:
@@ -473,6 +513,25 @@ def _board(boards: Boards, project: Project) -> Board:
 def _model(project: Project) -> str:
     here = pages.services()
     return here.store.serving(project.uid, here.settings.embedder)
+
+
+def _groups(project: Project, board: Board) -> Groups:
+    here = pages.services()
+    fit = here.store.fit(project.uid, _model(project), with_tree=False)
+    return Groups.of(here.settings, fit, here.store.edits.grouping(project.uid), len(board.grouped.keyframe_ids))
+
+
+def _halves(project: Project, model: str, keyframes: Sequence[int], vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(n,): the smaller of two parts; empty where all are equal."""
+    fit = pages.services().store.fit(project.uid, model)
+    parts: Numbers = np.full(len(keyframes), -1, np.int64)
+    if fit and fit.tree:
+        parts = divide(fit.tree, np.asarray(keyframes, np.int64))
+    if parts.max() < 1:
+        return edits.halves(vectors)
+    younger = parts < 0  # than the tree: to the part that is nearer
+    parts[younger] = (vectors[younger] @ middles(vectors[~younger], parts[~younger], 2).T).argmax(axis=1)
+    return np.asarray(parts == (2 * (parts == 1).sum() <= len(parts)))
 
 
 def _tiles(project: Project, board: Board | None, ids: Sequence[int]) -> list[Tile]:
@@ -527,12 +586,12 @@ def _body() -> dict[str, Any]:
     return body
 
 
-def _keyframes(body: dict[str, Any], key: str = "keyframes", *, none: bool = False) -> list[int]:
+def _keyframes(body: dict[str, Any], key: str = "keyframes", *, none: bool = False, most: int = _MOST) -> list[int]:
     ids = body.get(key)
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 1 << 53 for i in ids):
         raise RequestError(f"{key} must be a list of keyframe ids")
-    if not (none or ids) or len(ids) > _MOST:
-        raise RequestError(f"{key} must name 1 to {_MOST} keyframes at a time, got {len(ids)}")
+    if not (none or ids) or len(ids) > most:
+        raise RequestError(f"{key} must name 1 to {most} keyframes at a time, got {len(ids)}")
     return list(dict.fromkeys(ids))
 
 

@@ -8,18 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
 from backend.app import create_app
 from lookalike import wire
+from lookalike.grouping import Choice, Fit, Tree
 from lookalike.labels import Companion
-from lookalike.records import Clustering
+from lookalike.records import Clustering, Embeddings
 from lookalike.settings import Settings
 from lookalike.store import Project, Store
-from tests.gallery import Gallery, label_config, seed
+from tests.gallery import Gallery, claim, label_config, seed
 from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio
+from workers.clustering import propose_k, tree
 
 PAGE = {"Accept": "text/html,*/*;q=0.8"}
 HOSTILE = '"><img src=x onerror=alert(1)>'
@@ -162,6 +165,76 @@ def test_cluster__members_by_similarity_as_they_are_looked_at(
     assert every == shown
 
 
+# --- how many there are ---
+
+
+def leave_fit(app: Flask, gallery: Gallery, k: int = 0, grown: Tree | None = None) -> Embeddings:
+    """As a worker does that has grouped the gallery by a tree."""
+    store, model = store_of(app), app.extensions["lookalike"].settings.embedder
+    embeddings = Embeddings(gallery.ids, gallery.vectors, model)
+    fit = Fit(Choice("ward", k, 0), propose_k(embeddings, made=3), grown or tree(embeddings))
+    store.want("cluster", UID)
+    store.put_clustering(claim(store, "cluster", UID), model, gallery.grouped, len(gallery.ids), {}, fit)
+    return embeddings
+
+
+def test_clusters__why_so_many(app: Flask, client: FlaskClient, gallery: Gallery) -> None:
+    assert "polyline" not in page(client, "/clusters"), "a clustering from before reasons were kept"
+    leave_fit(app, gallery)
+    html = page(client, "/clusters")
+    assert "by a tree (Ward), into <b>3</b> as proposed" in html
+    assert "3 clusters: 15 were tried (2·√60), of which 12 looked like another" in html
+    lines = re.findall(r'<polyline class="(\w+)" points="[\d., ]+"', html)
+    assert sorted(lines) == ["distinct", "explained", "stable"]
+    assert 'role="img" aria-labelledby="curve-title curve-words"' in html
+    assert ">3: now, as proposed</text>" in html
+    assert html.count('<td class="number">') > 16
+    assert "NaN" not in html
+    assert not re.search(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son\w+=\"", html)
+    assert "polyline" not in page(client, "/clusters?from=20")
+
+
+def test_edit__another_number_of_groups(app: Flask, client: FlaskClient, gallery: Gallery) -> None:
+    leave_fit(app, gallery)
+    state = client.get("/projects/7/clusters/groups?k=5").get_json()
+    assert (state["waiting"], state["groups"], state["preview"]["groups"]) == (False, 3, 5)
+    assert "preview" not in client.get("/projects/7/clusters/groups?k=x").get_json()
+    said = done(client, "/edits", {"kind": "group", "groups": 5})["message"]
+    assert said == "The workers group all keyframes into 5; this page follows"
+    assert [row.state for row in store_of(app).ledger.rows() if row.kind == "cluster"] == ["due"]
+    html = page(client, "/clusters")
+    assert "being grouped anew" in html
+    assert re.search(r"into <b>5</b> as \S+ chose just now", html)
+    assert client.get("/projects/7/clusters/groups").get_json()["waiting"]
+    leave_fit(app, gallery, 5)
+    assert "being grouped anew" not in page(client, "/clusters")
+    assert ">3: proposed</text>" in page(client, "/clusters")
+    answer = post(client, "/edits", {"kind": "group", "groups": 5})
+    assert answer.get_json()["error"]["message"] == "5 groups are what was asked for last"
+    done(client, "/edits", {"kind": "group", "groups": None})
+    assert store_of(app).edits.grouping(UID) is None
+    assert done(client, "/undo", {})["kind"] == "group"
+    chosen = store_of(app).edits.grouping(UID)
+    assert chosen is not None
+    assert chosen.text == "5"
+
+
+def test_edit__halves_are_the_branches_of_the_tree(app: Flask, client: FlaskClient, gallery: Gallery) -> None:
+    """Not those of 2-means: here the tree knows better."""
+    inside = sorted(members(app, 0))
+    younger = inside[0]
+    known = gallery.ids[gallery.ids != younger]
+    one = np.isin(known, inside[1:5])
+    grown = Tree(known, one.astype(np.int64), np.array([[0, 1]]), np.ones(1, np.float32), np.eye(len(known), 3))
+    leave_fit(app, gallery, grown=grown)
+    split = done(client, "/edits", {"kind": "split", "number": 0, "keyframes": []})
+    assert set(split["keyframes"]) - {younger} == set(inside[1:5])
+    vectors = dict(zip(gallery.ids.tolist(), gallery.vectors, strict=True))
+    near = [np.mean([vectors[k] for k in part], axis=0) for part in (inside[1:5], inside[5:])]
+    nearer = [vectors[younger] @ middle / np.linalg.norm(middle) for middle in near]
+    assert (younger in split["keyframes"]) == (nearer[0] > nearer[1])
+
+
 # --- edits of clusters ---
 
 
@@ -224,6 +297,10 @@ def test_edit__a_cluster_is_divided_in_two_by_itself(app: Flask, client: FlaskCl
         ({"kind": "name", "number": 0, "text": "x" * 81}, "at most 80 characters, got 81"),
         ({"kind": "name", "number": 0}, "text must be text, got None"),
         ({"kind": "merge", "number": 0, "other": 0}, "cannot be merged into itself"),
+        ({"kind": "group", "groups": 61}, "groups must be between 1 and 60, got 61"),
+        ({"kind": "group", "groups": 0}, "groups must be a number, got 0"),
+        ({"kind": "group", "groups": "3"}, "groups must be a number, got '3'"),
+        ({"kind": "group"}, "The proposed number is what was asked for last"),
         ({"kind": "exclude", "number": 0, "keyframes": [1]}, "select members of c0000 first"),
         ({"kind": "exclude", "number": 0, "keyframes": "all"}, "keyframes must be a list of keyframe ids"),
         ({"kind": "exclude", "number": 0, "keyframes": [1.5]}, "keyframes must be a list of keyframe ids"),
@@ -347,6 +424,7 @@ ROUTES = [
     ("GET", "/clusters", None),
     ("GET", "/clusters/0", None),
     ("GET", "/clusters/0/keyframes", None),
+    ("GET", "/clusters/groups", None),
     ("GET", "/categories", None),
     ("GET", "/category?name=Car", None),
     ("GET", "/tiles?ids=1", None),

@@ -97,7 +97,7 @@ addEventListener("DOMContentLoaded", () => {
     changed();
   });
   addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("dialog, select")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("dialog, select, .how")) return;
     const {key} = event;
     if (event.target.closest("button") && (key === " " || key === "Enter")) return;
     const card = here();

@@ -450,6 +450,24 @@ def test_labels__partial_failure_says_which_and_goes_on(desk: Desk) -> None:
     assert desk.chosen() == [ids[1]], "what failed stays selected"
 
 
+def test_clusters__in_another_number_of_groups(desk: Desk) -> None:
+    page = desk.open("/clusters")
+    page.locator(".how > summary").click()
+    assert page.locator(".how svg").count() == 0, "it was not fitted here"
+    page.fill("#groups", "3")
+    page.click(".regroup .primary")
+    page.locator(".how .tag.busy").wait_for()
+    desk.loop.work()
+    desk.said("Grouped anew")
+    assert page.locator(".cluster").count() == len(desk.clusters()) == 3
+    assert page.locator(".how polyline").count() == 3, "the reason came with the fit"
+    page.keyboard.press("u")
+    page.locator(".how .tag.busy").wait_for()
+    desk.loop.work()
+    desk.said("Grouped anew")
+    assert page.locator(".cluster").count() == len(desk.clusters()) >= 5
+
+
 def test_pages__nobody_else_gets_in(desk: Desk) -> None:
     assert requests.get(f"{desk.base}/clusters", timeout=10).status_code == 401
     assert requests.post(f"{desk.base}/edits", json={"kind": "junk", "number": 0}, timeout=10).status_code == 401
