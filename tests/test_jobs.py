@@ -772,6 +772,7 @@ def test_cluster__a_fit_leaves_its_tree_and_its_reason(opened: Open) -> None:
     assert fit.proposal is not None
     assert fit.tree.keyframe_ids.tolist() == grouped.keyframe_ids.tolist()
     assert cut(fit.tree, len(grouped.centroids)).clusters.tolist() == grouped.clusters.tolist()
+    assert fit.proposal.k == len(grouped.centroids)
     ask_again(place, "cluster")
     run(place, "cluster")
     assert place.store.fit(UID, model) is not None, "what nothing was fitted for stays"
@@ -1056,3 +1057,15 @@ def test_cluster__edits_hold_in_timelines_and_survive_new_keyframes_and_a_new_fi
     ask_again(place, "cluster")
     assert run(place, "cluster").state == "done"
     assert new not in numbers().values()
+
+
+@pytest.mark.parametrize("asked", ["similar", "deliver", "question", "map", "sync"])
+def test_run__a_forged_wake_up_call_ends_no_work_of_another_kind(
+    place: Workplace, caplog: pytest.LogCaptureFixture, asked: str
+) -> None:
+    """Whoever has the queue server may name a function and a row: not one that would call a video done."""
+    row = row_of(place, "video", add(place, 1, "/data/local-files/?d=a.mp4"))
+    getattr(jobs, asked)(row.id)
+    assert "refused" in caplog.text
+    after = row_of(place, "video", row.subject)
+    assert (after.state, after.kind) == ("due", "video")
