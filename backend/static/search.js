@@ -75,6 +75,7 @@ addEventListener("DOMContentLoaded", () => {
     if (!again) top = STEP;
     const kept = again ? sheet.chosen : [];
     show();
+    bar.hidden = isEmpty();
     if (isEmpty()) {
       sheet.set("");
       note.textContent = hint;

@@ -123,7 +123,8 @@ def quiet(site: Site) -> Iterator[Site]:
 
 
 def paths(site: Site) -> list[str]:
-    below = ["", "/videos", "/clusters", "/clusters/0", "/categories", "/category?name=Car", "/map"]
+    below = ["", "/videos", "/clusters", "/clusters/0", "/categories", "/category?name=Car", "/map", "/search"]
+    below += ["/search?category=Car"]
     below += [f"/keyframes/{site.gallery.labelled[0]}", f"/keyframes/{site.gallery.run.changes[0].keyframe}"]
     return ["/projects", "/login", *(f"/projects/{site.number}{path}" for path in below)]
 
@@ -139,6 +140,8 @@ def test_pages__are_accessible_and_take_names_as_text(quiet: Site, scheme: str) 
             page.wait_for_selector("#map[data-points]")
         if "/keyframes/" in path:
             page.wait_for_selector("#nearest .tile")
+        if "/search?" in path:
+            page.wait_for_selector("#sheet .tile")
         result = axe.run(page)
         if result.violations_count:
             found[path] = result.generate_report()
