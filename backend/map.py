@@ -39,7 +39,8 @@ def blueprint() -> Blueprint:
     def draw(label_studio_id: int) -> ResponseReturnValue:
         """Ask for a map where there is none or an old one; after a failure only with {"again": true}."""
         project, store = pages.project_of(label_studio_id), pages.services().store
-        now, again = _state(project), bool((request.get_json(silent=True) or {}).get("again"))
+        sent = request.get_json(silent=True)
+        now, again = _state(project), isinstance(sent, dict) and bool(sent.get("again"))
         if now["keyframes"] and not now["fresh"] and (now["state"] not in ("due", "running", "failed") or again):
             store.want("map", project.uid)
             pages.services().kick()

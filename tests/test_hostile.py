@@ -34,7 +34,9 @@ from backend.app import create_app
 from lookalike.errors import LookalikeError, MediaError
 from lookalike.records import Extraction, Media
 from lookalike.settings import Settings
+from lookalike.store import Project
 from tests.clips import Scene, make_clip, write_clip
+from tests.gallery import label_config, seed
 from workers import keyframes, media, stills
 from workers.keyframes import KeyframeOptions
 
@@ -337,11 +339,9 @@ def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path] + [place for key, value in inner for place in places(value, (*path, key))]
 
 
-@pytest.mark.parametrize("name", REAL)
-@tried(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
-@given(data=st.data())
-def test_request__real_one_with_something_odd_in_it(client: FlaskClient, name: str, data: st.DataObject) -> None:
-    body = copy.deepcopy(REAL[name])
+def odd_one(body: Any, data: st.DataObject) -> Any:
+    """A copy with something odd in one to three places."""
+    body = copy.deepcopy(body)
     for place in data.draw(st.lists(st.sampled_from(places(body)), min_size=1, max_size=3)):
         node, odd = body, data.draw(ODD)
         try:
@@ -353,6 +353,14 @@ def test_request__real_one_with_something_odd_in_it(client: FlaskClient, name: s
                 body = odd
         except (TypeError, KeyError, IndexError):  # an earlier change has taken the place away
             continue
+    return body
+
+
+@pytest.mark.parametrize("name", REAL)
+@tried(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_request__real_one_with_something_odd_in_it(client: FlaskClient, name: str, data: st.DataObject) -> None:
+    body = odd_one(REAL[name], data)
     answer = client.post(name.split()[0], data=json.dumps(body), content_type="application/json")
     assert answer.status_code < 500, answer.get_data(as_text=True)
     assert answer.is_json
@@ -363,3 +371,84 @@ def test_request__real_one_with_something_odd_in_it(client: FlaskClient, name: s
 def test_request__the_real_ones_are_still_answered(client: FlaskClient) -> None:
     for name, body in REAL.items():
         assert client.post(name.split()[0], json=body).status_code in (200, 201), name
+
+
+# --- what scripts of pages and programs send ---
+
+FORMS = {
+    "/api/projects/7/similar": {
+        "like": [5, {"keyframe": 5, "box": [0, 0, 1, 1]}, {"image": "aGk="}, {"asked": "0" * 32}],
+        "unlike": [5],
+        "category": "Car",
+        "text": "a car",
+        "top": 5,
+        "tasks": [100],
+        "clusters": ["c0000"],
+        "labelled": False,
+        "fold": True,
+    },
+    "/api/projects/7/similar/tabs": {"category": "Car", "top": 5},
+    "/projects/7/edits": {"kind": "name", "number": 0, "other": 1, "text": "x", "keyframes": [5], "groups": 2},
+    "/projects/7/labels": {"category": "Car", "keyframes": [5], "edit": 1},
+    "/projects/7/rejections": {"category": "Car", "keyframes": [5]},
+    "/projects/7/proposals": {"category": "Car", "keyframes": [5]},
+    "/projects/7/undo": {"edit": 1},
+    "/projects/7/ranking": {"category": "Car", "like": [5], "unlike": [6], "top": 5},
+    "/projects/7/map/draw": {"again": True},
+}
+
+
+@pytest.fixture(scope="module")
+def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
+    """Somebody who may see project 7, which has keyframes; no worker answers."""
+    folder = tmp_path_factory.mktemp("pages")
+    settings = Settings(data_dir=folder, redis_url=f"unix://{folder}/nobody.sock")
+    settings = settings.with_(basic_auth_user="a", basic_auth_pass="b")
+    app = create_app(settings)
+    seed(app.extensions["lookalike"].store, settings, Project("7.1", 7, "Streets", label_config()), pictures=[])
+    client = app.test_client()
+    client.environ_base["HTTP_AUTHORIZATION"] = "Basic YTpi"
+    yield client
+    app.extensions["lookalike"].close()
+
+
+@pytest.mark.parametrize("route", FORMS)
+@tried(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_form__with_something_odd_in_it(
+    person: FlaskClient, route: str, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.searches._WAIT_S", 0.0)
+    body = odd_one(FORMS[route], data)
+    if isinstance(body, dict) and body:
+        gone = data.draw(st.sets(st.sampled_from(sorted(body))))
+        body = {name: value for name, value in body.items() if name not in gone}
+    answer = person.post(route, data=json.dumps(body), content_type="application/json")
+    assert answer.status_code < 500, (body, answer.get_data(as_text=True))
+    if answer.status_code >= 400:
+        assert answer.get_json()["error"]["message"]
+
+
+KINDS = ("multipart/form-data", "application/x-www-form-urlencoded", "application/json", "text/plain")
+BOUNDARIES = ("; boundary=b", "", "; boundary=", '; boundary="', "; boundary=\xff", "; charset=utf-7")
+PARTS = (
+    *(b"--b\r\n", b"\r\n--b--\r\n", b"\r\n\r\n", b"--", b"\0", b"\xff\xfe", b"%", b"&=", b"{", b'"\\ud800"'),
+    b'Content-Disposition: form-data; name="token"',
+    b'Content-Disposition: form-data; name="work"; filename="../x"',
+    *(b"Content-Disposition: form-data; name=", b"Content-Type: multipart/mixed; boundary=b\r\n"),
+    *(b"token=", b"work=9", b"csrf="),
+)
+
+
+@pytest.mark.parametrize("route", ["/login", "/projects/7/retry", *FORMS])
+@tried(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    kind=st.sampled_from(KINDS),
+    boundary=st.sampled_from(BOUNDARIES),
+    parts=st.lists(st.sampled_from(PARTS), max_size=12),
+)
+def test_form__whatever_the_body_is(
+    person: FlaskClient, route: str, kind: str, boundary: str, parts: list[bytes]
+) -> None:
+    answer = person.post(route, data=b"".join(parts), content_type=kind + boundary)
+    assert answer.status_code < 500, answer.get_data(as_text=True)

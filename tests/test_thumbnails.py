@@ -60,7 +60,7 @@ def test_shrink__of_a_damaged_or_bombed_picture_is_an_oserror() -> None:
                 shrink(bytes(data))
     out = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(out, "PNG")
-    with pytest.raises(OSError, match="400000000 pixels|400000000"):
+    with pytest.raises(OSError, match="400000000"):
         shrink(out.getvalue())
 
 
