@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def ask(store: Store, project_id: int) -> str:
     store.labels.put_companion(replace(companion, asked=True))
     store.want("companion", uid)
     return uid
+
+
+def describe(uid: str) -> str:
+    """What stands in a companion's description: by this it is known again, even if the ledger does not know it."""
+    return f"Keyframes of the videos of project {uid}, kept by Lookalike."
+
+
+def described(text: str) -> str:
+    """The uid of the project of videos out of a companion's description; "" for another description."""
+    found = re.fullmatch(re.escape(describe("uid")).replace("uid", r"(\d+\.\d+)"), text)
+    return found[1] if found else ""
 
 
 def find_project(store: Store, project_id: int) -> Project:

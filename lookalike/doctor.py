@@ -12,6 +12,7 @@ import click
 import requests
 
 from lookalike import wire
+from lookalike.companion import described
 from lookalike.errors import LabelConfigError, LabelStudioError, LookalikeError
 from lookalike.label_studio import LabelStudio
 from lookalike.queue import Queue, redis_url
@@ -73,6 +74,13 @@ def examine(settings: Settings, only_project: int | None = None, *, connect: boo
                 if _is_companion(settings, project):
                     fact = "holds the keyframes of another project"
                     yield _webhook(studio, settings, project, fact, "it is registered again within a minute or so")
+                elif videos := described(project.get("description") or ""):
+                    yield Finding(
+                        _subject(project),
+                        "",
+                        f"holds keyframes of the videos of project {videos.split('.')[0]}, which is gone or served by "
+                        "another; if nobody needs its labels, delete it under Settings, Danger Zone",
+                    )
                 else:
                     yield from _project(studio, settings, project, connect=connect)
     except LabelStudioError as error:

@@ -45,6 +45,8 @@ _ACCESS_TOKEN_S = 240.0
 _CONNECT_TIMEOUT_S = 5.0
 _IMPORT_TIMEOUT_S = 300.0
 _FIRST_PAUSE_S = 0.2
+#: a proxy or an overloaded server says so of any request: too slow, too many, or nobody there
+_NOT_NOW = (408, 429, 502, 503, 504)
 
 #: what the Data Manager's page knows. The API takes others too (`in_list`), and then the page never opens again.
 _OPERATORS = (
@@ -569,7 +571,7 @@ class LabelStudio:
                     ) from error
             else:
                 locked = response.status_code == 500 and "database is locked" in response.text
-                if not left or not repeatable or not (locked or response.status_code in (502, 503, 504)):
+                if not left or not repeatable or not (locked or response.status_code in _NOT_NOW):
                     return response
                 response.close()
             time.sleep(pause_s)
@@ -693,7 +695,7 @@ def _error(method: str, path: str, response: requests.Response) -> LabelStudioEr
     if response.is_redirect:
         target = _shown(response.headers.get("Location", ""))
         return LabelStudioError(f"Label Studio redirects {call} to {target}; set label_studio_url to its real address")
-    if status >= 500:
-        kind = LabelStudioUnreachable if status in (502, 503, 504) else LabelStudioFailed
+    if status >= 500 or status in _NOT_NOW:
+        kind = LabelStudioUnreachable if status in _NOT_NOW else LabelStudioFailed
         return kind(f"Label Studio answered {call} with {status} ({detail}); try again later")
     return LabelStudioError(f"Label Studio answered {call} with {status} ({detail})")

@@ -12,6 +12,7 @@ from flask import Flask
 
 from backend.app import create_app
 from lookalike import wire
+from lookalike.companion import describe
 from lookalike.doctor import command, examine
 from lookalike.label_config import shipped_config
 from lookalike.labels import Companion
@@ -184,6 +185,17 @@ def test_examine__a_keyframes_project_needs_a_webhook_but_no_model(settings: Set
     assert said(settings)[-1].startswith("wrong  project 2 'project 2': has no webhook to the backend")
     studio.webhooks[9] = {"id": 9, "project": 2, "url": f"{settings.backend_url}/webhook"}
     assert said(settings)[-1] == "ok     project 2 'project 2': holds the keyframes of another project"
+
+
+def test_examine__keyframes_of_a_project_that_is_gone_are_not_to_be_connected(
+    settings: Settings, studio: FakeStudio
+) -> None:
+    studio.add_project(2, TIMELINE)
+    studio.projects[2]["description"] = describe("1.2026")
+    last = said(settings)[-1]
+    assert last.startswith("ok     project 2 'project 2': holds keyframes of the videos of project 1, which is gone")
+    studio.projects[2]["description"] = "Somebody's own"
+    assert "--connect" in said(settings)[-1]
 
 
 def test_command__exit_status_says_whether_anything_is_wrong(

@@ -157,6 +157,16 @@ def test_retry__gateway_errors_and_locked_database(fake: FakeServer) -> None:
     assert len(fake.asked) == 4
 
 
+@pytest.mark.parametrize("status", [408, 429, 504])
+def test_retry__not_now_is_not_never(fake: FakeServer, status: int) -> None:
+    fake.answers = [(status, {}), (200, {"id": 1})]
+    assert LabelStudio(fake.url, "a" * 40).whoami() == {"id": 1}
+    fake.answers = [(status, {})]
+    with pytest.raises(LabelStudioUnreachable) as caught:
+        LabelStudio(fake.url, "a" * 40, tries=1).whoami()
+    assert caught.value.temporary
+
+
 def test_retry__gives_up_after_the_tries(fake: FakeServer) -> None:
     fake.answers = [(503, {})]
     with pytest.raises(LabelStudioUnreachable, match="503"):

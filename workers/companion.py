@@ -74,11 +74,6 @@ def title(video_project: str) -> str:
     return (video_project.strip()[: _TITLE_CHARS - len(_SUFFIX)].rstrip() or "Videos") + _SUFFIX
 
 
-def describe(uid: str) -> str:
-    """By this a companion is known again where we were stopped between making and remembering it."""
-    return f"Keyframes of the videos of project {uid}, kept by Lookalike."
-
-
 def label_config(categories: Sequence[str], colours: Mapping[str, str], *, multiple: bool) -> str:
     """One picture, one choice, in the order and the colours of the video project."""
     choices = "\n".join(

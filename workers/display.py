@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from lookalike import wire
+from lookalike.companion import describe
 from lookalike.errors import LabelConfigError, LabelStudioError, LabelStudioNotFound
 from lookalike.label_studio import LabelStudio
 from lookalike.labels import Companion, Proposal
@@ -39,8 +40,8 @@ _PICTURE_PX = 640
 _JPEG_QUALITY = 85
 #: a shown score may be this far off: replacing a prediction takes Label Studio 10 to 30 ms
 _SAME_SCORE = 0.1
-#: predictions of unnamed clusters that one job replaces: nobody waits for those
-_RENAMED_PER_JOB = 300
+#: predictions that one job changes where they are, 0.2 s each
+_IN_PLACE = 20
 #: places of tab 1 that are kept in order after every label; each costs a call
 _PLACES = 10
 _NO_PLACE = 1_000_000
@@ -205,13 +206,12 @@ def show(
     named: Mapping[int, Sequence[timeline.Named]],
     ours: Mapping[int, Json],
     version: str,
-    *,
-    at_rest: bool = True,
 ) -> bool:
     """Bring the companion's predictions and fields to what the ledger says; whether there is more to bring.
 
-    `ours`: the tasks as they are at Label Studio. A task that a person has annotated keeps what it has. `at_rest`: no
-    more keyframes are to come, so that what is told of unnamed clusters may be brought up to date.
+    `ours`: the tasks as they are at Label Studio. A task that a person has annotated keeps what it has. Somebody may
+    have a task open, and cannot submit it once its prediction was deleted: a few change where they are, the likeliest
+    to be open first; what is many goes at once, because in place it takes 0.2 s each.
     """
     pictures = wire.parse_label_config(known.label_config)
     shown = store.labels.shown(known.project)
@@ -221,10 +221,18 @@ def show(
     alive = {task: leader for task, leader in _alive(store, known, ours).items() if task in shown}
     unnamed = _unnamed(known, pictures, knowledge, sorted(alive.values()))
     new: list[int] = []
-    stale: list[int] = []
+    gone: list[int] = []
+    other: list[int] = []  # another category
+    moved: list[int] = []  # another score: nobody waits for those
     wanted: dict[int, Json] = {}
     bodies: dict[int, Json] = {}
-    renamed = 0
+    held: dict[int, Json] = {}  # only for whom opens the task
+    after: dict[int, Json] = {}
+
+    def body(chosen: Sequence[Named], score: float) -> Json:
+        result = wire.choices_result(pictures, [n.category for n in chosen], score=score, note=chosen[0].note)
+        return wire.prediction(result, score, version)
+
     for task, leader in alive.items():
         representative = knowledge.standing_for.get(leader, leader)
         annotated = ours[task]["total_annotations"] > 0
@@ -236,39 +244,56 @@ def show(
         if annotated:
             continue
         what = " ".join(n.category for n in chosen)
-        if not chosen and leader in unnamed:
-            chosen = [unnamed[leader]]
-            what = f"{chosen[0].category}: {chosen[0].note}"
         score = round(float(np.mean([n.score for n in chosen])), 3) if chosen else 0.0
+        note = unnamed[leader].note if leader in unnamed and not chosen else ""
+        if note != before.get("unnamed", ""):
+            after[task] = {**before, "unnamed": note}
+            if note:
+                held[task] = body([unnamed[leader]], unnamed[leader].score)
         there, there_score = before.get("prediction", ""), before.get("score", 0.0)
         if there == what and abs(there_score - score) < _SAME_SCORE:
             continue
-        if leader in unnamed and all(w.startswith(f"{unnamed[leader].category}: ") for w in (there, what)):
-            renamed += 1
-            if not at_rest or renamed > _RENAMED_PER_JOB:
-                continue
+        after[task] = {**before, "prediction": what, "score": score, "unnamed": note}
         if chosen:
-            result = wire.choices_result(pictures, [n.category for n in chosen], score=score, note=chosen[0].note)
-            bodies[task] = wire.prediction(result, score, version)
-        (stale if there else new).append(task)
-        before["prediction"], before["score"] = what, score
+            bodies[task] = body(chosen, score)
+        (gone if not chosen else new if not there else moved if there == what else other).append(task)
 
-    def send(tasks: Sequence[int]) -> None:
-        fresh = [task for task in tasks if task in bodies]
-        studio.import_predictions(known.label_studio_id, [{"task": task, **bodies[task]} for task in fresh])
-        _remember(store, known, {task: after[task] for task in tasks}, alive, bodies)
+    told = store.predictions(known.project, new) if known.own else {}
+    opened = {task for task in new if task in told and told[task].answered_at}  # Label Studio keeps what it was told
+    new, other = [task for task in new if task not in opened], [*opened, *other]
+    centroids = _centroids(knowledge)
+    other, moved = (sorted(tasks, key=lambda task: (alive[task] not in centroids, task)) for tasks in (other, moved))
+    replaced, in_place = other[_IN_PLACE:], other[:_IN_PLACE]
+    left = moved[_IN_PLACE - len(in_place) :]
+    in_place += moved[: _IN_PLACE - len(in_place)]
 
-    after = {task: shown[task] for task in (*new, *stale)}
-    store.labels.put_shown(known.project, {task: {**values, "prediction": _IN_DOUBT} for task, values in after.items()})
-    send(new)  # first: this is what people wait for
+    def remember(tasks: Sequence[int]) -> None:
+        _remember(store, known, {task: after[task] for task in tasks}, alive, bodies | held)
+
+    def import_(tasks: Sequence[int]) -> None:
+        studio.import_predictions(known.label_studio_id, [{"task": task, **bodies[task]} for task in tasks])
+        remember(tasks)
+
+    sent = [*new, *gone, *replaced, *in_place]
+    store.labels.put_shown(known.project, {task: {**shown[task], "prediction": _IN_DOUBT} for task in sent})
+    import_(new)  # first: this is what people wait for
     # of people's own tasks only our predictions go: they may have others
-    studio.delete_predictions(known.label_studio_id, stale, family=wire.MODEL_FAMILY if known.own else "")
-    send(stale)
+    family = wire.MODEL_FAMILY if known.own else ""
+    studio.delete_predictions(known.label_studio_id, [*gone, *replaced], family=family)
+    import_(replaced)
+    remember([*gone, *(task for task in after if task not in {*sent, *left})])
+    shown |= {task: values for task, values in after.items() if task not in left}
     if known.tabs:
-        _set_fields(studio, store, known, shown, wanted)
+        early = {task: fields for task, fields in wanted.items() if task not in in_place}
+        _set_fields(studio, store, known, shown, early)
+    for task in in_place:
+        studio.put_prediction(task, bodies[task], family=wire.MODEL_FAMILY)
+        remember([task])
+    if known.tabs:
+        _set_fields(studio, store, known, shown, {task: wanted[task] for task in in_place})
     if bodies or any(values.get("prediction") for values in shown.values()):
         _keep_version(studio, known, version)
-    return at_rest and renamed > _RENAMED_PER_JOB
+    return bool(left)
 
 
 # --- steps ---
@@ -279,7 +304,7 @@ def _make_project(
 ) -> Companion:
     categories = companion.categories_of(config)
     xml = companion.label_config(categories, wire.category_colours(project.label_config), multiple=config.multiple)
-    description = companion.describe(project.uid)
+    description = describe(project.uid)
     found = next((p for p in studio.projects() if p.get("description") == description), None)
     if found is None:
         title = project.title or str(studio.project(project.label_studio_id)["title"])

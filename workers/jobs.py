@@ -469,9 +469,8 @@ def _propagate(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> 
     version = wire.model_version(settings.embedder)
     pictures = config.object_tag == "Image"
     if known is not None and known.uid and known.own == pictures:
-        at_rest = store.ledger.unfinished("video", project.uid) == 0
         try:
-            more = display.show(studio, store, known, knowledge, named, ours, version, at_rest=at_rest)
+            more = display.show(studio, store, known, knowledge, named, ours, version)
         except LabelStudioError:
             place.listings.forget()  # a task may be gone that we took for alive
             raise

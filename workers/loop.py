@@ -37,7 +37,7 @@ class Knowledge:
     standing_for: dict[int, int]  # keyframe -> representative
     agreed: dict[int, companion.Said]
     disputed: set[int]
-    answered: set[int]  # of which people have said anything, if only a category that is gone
+    answered: set[int]  # of which people have said anything, if only by a category that is gone
 
 
 def know(store: Store, project: Project, config: LabelConfig, model: str) -> Knowledge | None:
@@ -48,10 +48,13 @@ def know(store: Store, project: Project, config: LabelConfig, model: str) -> Kno
     grouped, rows = found[0], store.labels.labels(project.uid)
     # of junk only what people have labelled: it is neither propagated in nor offered
     use = ~np.isin(grouped.clusters, list(grouped.junk)) | np.isin(grouped.keyframe_ids, [row.keyframe for row in rows])
-    leaders = {k: task.leader for k, task in store.labels.keyframe_tasks(project.uid).items()}
+    tasks, where = store.labels.keyframe_tasks(project.uid), store.labels.companion(project.uid)
+    leaders = {k: task.leader for k, task in tasks.items()}
     standing_for = companion.representatives(grouped.keyframe_ids[use].tolist(), leaders)
     agreed, disputed = companion.settle(rows, standing_for, companion.categories_of(config), multiple=config.multiple)
-    answered = {standing_for[row.keyframe] for row in rows if row.keyframe in standing_for}
+    annotated = store.labels.readings(project.uid, "video" if where and where.own else "companion")
+    answered = agreed.keys() | disputed
+    answered |= {standing_for[k] for k, task in tasks.items() if task.task in annotated and k in standing_for}
     return Knowledge(grouped, standing_for, agreed, disputed, answered)
 
 

@@ -38,14 +38,15 @@ def test_pictures__are_labelled_in_their_own_project(loop: Loop) -> None:
     assert {p["description"] for p in loop.studio.projects() if p["id"] > loop.project} == set(), "no companion"
 
 
-def test_pictures__show_their_cluster_until_somebody_labels(loop: Loop) -> None:
-    rows = loop.studio._list("GET", "/api/predictions/", params={"project": loop.project})
-    assert len(rows) == 50
-    assert {row["result"][0]["value"]["choices"][0] for row in rows} == {wire.RESERVED_CATEGORY}
-    sizes = {row["result"][0]["meta"]["text"][0].split(" · ")[1] for row in rows}
-    assert all("picture" in said for said in sizes), sizes
+def test_pictures__tell_their_cluster_to_whom_opens_them(loop: Loop) -> None:
+    held = loop.store.predictions(loop.uid, list(loop.tasks()))
+    assert len(held) == 50, "what /predict answers"
+    results = [prediction.body["result"][0] for prediction in held.values()]
+    assert {result["value"]["choices"][0] for result in results} == {wire.RESERVED_CATEGORY}
+    assert all("picture" in result["meta"]["text"][0] for result in results)
     assert {video.state for video in loop.store.video_status(loop.uid)} == {"delivered"}
-    assert not [row for row in loop.store.ledger.rows() if row.kind == "deliver"], "all in one call"
+    assert not [row for row in loop.store.ledger.rows() if row.kind == "deliver"]
+    assert loop.studio._list("GET", "/api/predictions/", params={"project": loop.project}) == []
 
 
 def test_pictures__a_labelled_centroid_becomes_predictions_within_5_s(loop: Loop) -> None:
@@ -104,7 +105,7 @@ def test_pictures__predictions_of_others_stay(loop: Loop) -> None:
     loop.work()
     rows = {row["model_version"]: row for row in loop.studio.predictions(task)}
     assert rows["theirs"]["id"] == made["id"]
-    assert rows[VERSION]["result"][0]["value"]["choices"] == [wire.RESERVED_CATEGORY]
+    assert VERSION not in rows
     # the version whose scores they want to see is their choice as long as there is one
     loop.studio.update_project(loop.project, model_version="theirs")
     assert undone.run is not None
@@ -115,6 +116,41 @@ def test_pictures__predictions_of_others_stay(loop: Loop) -> None:
     loop.propagate()
     assert loop.studio.project(loop.project)["model_version"] == VERSION
     assert loop.predictions()[task] == category
+
+
+def test_pictures__a_task_that_somebody_has_open_can_be_submitted(loop: Loop) -> None:
+    """Label Studio refuses an annotation whose prediction was deleted meanwhile, and the person's work with it."""
+    task, category = next(iter(loop.predictions().items()))
+    [seen] = loop.studio.predictions(task)
+    shown = loop.store.labels.shown(loop.uid)[task]
+    loop.store.labels.put_shown(loop.uid, {task: {**shown, "score": shown["score"] - 0.3}})
+    loop.studio.update_prediction(seen["id"], {"score": 0.5})  # the loop has learnt more since
+    loop.propagate()
+    [now] = loop.studio.predictions(task)
+    assert (now["id"], now["score"]) == (seen["id"], pytest.approx(shown["score"], abs=0.1))
+    body = {"result": seen["result"], "parent_prediction": seen["id"]}
+    made = loop.studio._object("POST", f"/api/tasks/{task}/annotations/", json=body)
+    loop.propagate()
+    assert loop.said()[task] == {category}
+    loop.studio._call("DELETE", f"/api/annotations/{made['id']}/")
+    loop.propagate()
+
+
+def test_pictures__what_was_told_to_whom_opened_a_task_gives_way_to_a_guess(loop: Loop) -> None:
+    task, category = next(iter(loop.predictions().items()))
+    undone = undo(loop.store, loop.store.labels.runs(loop.uid)[0].id)
+    loop.work()
+    [video] = loop.store.videos(loop.uid, [task])
+    assert loop.store.answering(loop.uid, [video.id], 0.0) == {video.id}  # /predict
+    body = loop.store.predictions(loop.uid, [task])[task].body
+    told = loop.studio.create_prediction(task, body)  # Label Studio keeps the answer
+    loop.work()
+    assert undone.run is not None
+    undo(loop.store, undone.run.id)
+    loop.work()
+    [now] = loop.studio.predictions(task)
+    assert now["id"] == told["id"]
+    assert now["result"][0]["value"]["choices"] == [category]
 
 
 def test_pictures__confirming_in_bulk_counts_as_labels(loop: Loop) -> None:

@@ -107,11 +107,11 @@ def test_readings__two_annotators_who_disagree_are_a_conflict_in_tab_3(loop: Loo
 def test_readings__a_database_that_is_locked_loses_no_label(loop: Loop, label_studio_server: LabelStudioServer) -> None:
     """For real: somebody else holds the write lock of Label Studio's SQLite."""
     task = open_task(loop)
-    before = loop.said()
+    before, predicted = loop.said(), loop.predictions()
     loop.label(task, loop.truth_of(loop.tasks()[task]))
-    loop.studio.delete_predictions(loop.project, [other for other in loop.predictions() if other != task][:3])
+    loop.studio.delete_predictions(loop.project, list(predicted))
     shown = loop.store.labels.shown(loop.uid)
-    loop.store.labels.put_shown(loop.uid, {other: {**values, "prediction": ""} for other, values in shown.items()})
+    loop.store.labels.put_shown(loop.uid, {other: {**shown[other], "prediction": ""} for other in predicted})
     database = next(label_studio_server.data_dir.glob("*.sqlite3"))
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -124,7 +124,9 @@ def test_readings__a_database_that_is_locked_loses_no_label(loop: Loop, label_st
     labelled = {t for t, listed in loop.tasks().items() if listed["total_annotations"]}
     rows = loop.studio._list("GET", "/api/predictions/", params={"project": loop.project})
     assert len({r["task"] for r in rows}) == len(rows), "none twice"
-    assert {r["task"] for r in rows} >= loop.tasks().keys() - labelled
+    proposed = {p.keyframe for p in loop.store.labels.proposals(loop.uid, "proposed")}
+    videos = {video.id: video.task for video in loop.store.videos(loop.uid)}
+    assert {r["task"] for r in rows} - labelled == {videos[keyframe >> 24] for keyframe in proposed}
 
 
 def test_readings__a_token_that_is_revoked_and_given_back_loses_no_label(
@@ -191,8 +193,7 @@ def test_readings__a_task_whose_number_is_used_again_is_another_one(loop: Loop) 
         pytest.skip(f"this Label Studio's database does not use the number {last} again, but {again}")
     loop.ask("sync")
     assert last not in loop.said()
-    [prediction] = loop.studio.predictions(last)
-    assert prediction["result"]
+    assert len(loop.studio.predictions(last)) <= 1
     assert loop.tasks()[last]["data"]["lookalike_state"] in ("open", "unsure", "proposed", "conflict")
     assert len(loop.tasks()) == 30
 
