@@ -52,7 +52,7 @@ addEventListener("DOMContentLoaded", () => {
     for (const name of ["category", "text"]) if (query[name]) sent[name] = query[name];
     if (query.labelled) sent.labelled = query.labelled === "yes";
     if (query.cluster) sent.clusters = [query.cluster];
-    if (query.task) sent.tasks = [Number(query.task)];
+    if (query.task) sent.tasks = [/^\d+$/.test(query.task) ? Number(query.task) : query.task]; // what is no number, the server says
     return sent;
   }
 
@@ -70,7 +70,8 @@ addEventListener("DOMContentLoaded", () => {
     }
   }
 
-  async function search({again = false} = {}) {
+  // again: the same search, with more results; back: what the address says, which is no step of its own.
+  async function search({again = false, back = false} = {}) {
     const mine = ++turn;
     if (!again) top = STEP;
     const kept = again ? sheet.chosen : [];
@@ -79,7 +80,7 @@ addEventListener("DOMContentLoaded", () => {
     if (isEmpty()) {
       sheet.set("");
       note.textContent = hint;
-      keep();
+      keep(back);
       return;
     }
     note.textContent = "Looking …";
@@ -96,7 +97,7 @@ addEventListener("DOMContentLoaded", () => {
     seen(found.asked);
     sheet.set(found.tiles); // our own server's template, which escapes every name
     sheet.choose(kept);
-    keep();
+    keep(back);
     show();
     further.hidden = found.count < top || top >= MOST;
     note.textContent = told(found);
@@ -130,9 +131,11 @@ addEventListener("DOMContentLoaded", () => {
     brought = null;
   }
 
-  function keep() {
+  function keep(back) {
     const now = address();
-    if (now !== location.search) history.pushState(null, "", now || location.pathname);
+    if (now === location.search) return;
+    if (back) history.replaceState(null, "", now || location.pathname); // the same, written otherwise
+    else history.pushState(null, "", now || location.pathname);
   }
 
   // --- what is searched by ---
@@ -295,7 +298,7 @@ addEventListener("DOMContentLoaded", () => {
   addEventListener("popstate", () => {
     query = read();
     brought = null;
-    search();
+    search({back: true});
   });
 
   function round(ids, mine, others) {
@@ -308,5 +311,5 @@ addEventListener("DOMContentLoaded", () => {
     does: {more: (ids) => round(ids, "like", "unlike"), less: (ids) => round(ids, "unlike", "like")},
     keys: {l: "more", k: "less"},
   });
-  search();
+  search({back: true});
 });

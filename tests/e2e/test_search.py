@@ -156,6 +156,8 @@ def test_search__a_part_of_a_keyframe(desk: Desk) -> None:
     page.wait_for_url("**/search?region=*")
     desk.answer(2)
     assert desk.found("by 1 example;")[:3].count("Motorbikes") >= 2
+    page.go_back()
+    page.wait_for_url(f"**/keyframes/{keyframe}")
 
 
 def test_search__a_category_filtered_and_labelled(desk: Desk) -> None:
