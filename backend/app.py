@@ -81,6 +81,7 @@ def create_app(settings: Settings) -> Flask:
     app.config["SECRET_KEY"] = here.sign_ins.secret
     app.config["SESSION_COOKIE_NAME"] = f"{here.cookie}-said"
     app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
+    app.config["SESSION_COOKIE_SECURE"] = settings.public_url.startswith("https:")
     logins = access.encoded_logins(settings)
 
     @app.before_request

@@ -78,6 +78,8 @@ class Services:
     #: held by who writes: SQLite lets writers wait by sleeping longer and longer, the unlucky ones for a second and
     #: more. 8 connections, 250 webhooks each: p99 1,000 ms without, 250 ms with it
     turn: threading.Lock = field(default_factory=threading.Lock)
+    #: held by who waits for a worker to read what is searched by: the other threads are for Label Studio and the pages
+    waiting_for_answers: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_MAX_WAITING))
     _kicking: threading.Lock = field(default_factory=threading.Lock)
     _kick_after: float = 0.0
     _overload: tuple[float, str] = (-math.inf, "")  # when we looked, and what was said

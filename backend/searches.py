@@ -308,10 +308,15 @@ def _answered(services: Services, question: Question, until: float) -> Question:
     if question.vector is not None:
         return question
     services.kick()
-    while not services.store.questions.is_answered(question.id):
-        if time.monotonic() > until:
-            raise NotYet("a worker is still reading what you search by; ask the same again in a moment")
-        time.sleep(_LOOK_EVERY_S)
+    if not services.waiting_for_answers.acquire(blocking=False):
+        raise NotYet("others wait for the workers as well; ask the same again in a moment")
+    try:
+        while not services.store.questions.is_answered(question.id):
+            if time.monotonic() > until:
+                raise NotYet("a worker is still reading what you search by; ask the same again in a moment")
+            time.sleep(_LOOK_EVERY_S)
+    finally:
+        services.waiting_for_answers.release()
     found = services.store.questions.question(question.id)
     if found is None:
         raise NotYet("what you search by was forgotten; ask again")

@@ -217,6 +217,27 @@ def test_project__of_others_is_not_there(client: FlaskClient) -> None:
     assert hidden.text.replace("8", "9") == unknown.text.replace("8", "9")
 
 
+def test_project__of_others_is_not_there_on_any_route(app: Flask, client: FlaskClient) -> None:
+    """Walks the application's own list of routes, so that a new one is not forgotten."""
+    sign_in(client)
+    store = app.extensions["lookalike"].store
+    store.add_videos(wire.project_uid(8, CREATED_AT), [(1, "/data/upload/8/a.mp4", {})])
+    before = [(row.id, row.state) for row in store.ledger.rows()]
+    token, asked = csrf(client), 0
+    for rule in app.url_map.iter_rules():
+        if "label_studio_id" not in rule.arguments:
+            continue
+        path = re.sub(r"<int[^>]*:label_studio_id>", "8", rule.rule)
+        path = re.sub(r"<int[^>]*>", "1", path)
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            body = {"json": {"edit": 1, "category": "Car"}} if method != "GET" else {}
+            answer = client.open(path, method=method, headers=PAGE | {"X-CSRF-Token": token}, **body)  # type: ignore[arg-type]
+            assert answer.status_code == 404, (method, rule.rule)
+            asked += 1
+    assert asked > 20
+    assert [(row.id, row.state) for row in store.ledger.rows()] == before
+
+
 def test_project__whose_id_is_anothers_by_now_is_not_there(client: FlaskClient, studio: FakeStudio) -> None:
     studio.add_project(8, CONFIG, "2027-01-01T00:00:00Z")
     sign_in(client)

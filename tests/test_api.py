@@ -163,6 +163,28 @@ def test_similar__a_picture_is_asked_of_a_worker_and_kept(
     assert again.json == answer.json
 
 
+def test_similar__few_wait_for_the_workers_at_a_time(
+    client: FlaskClient, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has eight threads, and Label Studio gives a webhook one second."""
+    monkeypatch.setattr("backend.searches._WAIT_S", 2.0)
+    took: list[float] = []
+
+    def ask(number: int) -> None:
+        began = time.monotonic()
+        assert client.application.test_client().get(f"{URL}?text={number}", headers=HEADERS).status_code == 202
+        took.append(time.monotonic() - began)
+
+    client.get(f"{URL}?category=Car", headers=HEADERS)  # the index is there
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(took) == 8
+    assert sum(seconds >= 2.0 for seconds in took) == 3
+
+
 def test_similar__why_a_worker_could_not_is_said(
     app: Flask, client: FlaskClient, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

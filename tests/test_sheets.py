@@ -301,6 +301,8 @@ def test_edit__a_cluster_is_divided_in_two_by_itself(app: Flask, client: FlaskCl
         ({"kind": "group", "groups": 0}, "groups must be a number, got 0"),
         ({"kind": "group", "groups": "3"}, "groups must be a number, got '3'"),
         ({"kind": "group"}, "The proposed number is what was asked for last"),
+        ({"kind": "name", "number": 0, "text": "a\0b"}, "visible characters only"),
+        ({"kind": "name", "number": 0, "text": "\u202egnp.exe"}, "visible characters only"),
         ({"kind": "exclude", "number": 0, "keyframes": [1]}, "select members of c0000 first"),
         ({"kind": "exclude", "number": 0, "keyframes": "all"}, "keyframes must be a list of keyframe ids"),
         ({"kind": "exclude", "number": 0, "keyframes": [1.5]}, "keyframes must be a list of keyframe ids"),
@@ -313,6 +315,12 @@ def test_edit__nonsense_is_refused(client: FlaskClient, gallery: Gallery, body: 
     answer = post(client, "/edits", body)
     assert answer.status_code == 400
     assert reason in answer.get_json()["error"]["message"]
+
+
+def test_ranking__thousands_of_examples_are_refused(client: FlaskClient, gallery: Gallery) -> None:
+    for name in ("like", "unlike"):
+        body = {"category": "Car", "like": [], "unlike": [], name: list(range(2001))}
+        assert "1 to 2000 keyframes at a time" in post(client, "/ranking", body).get_json()["error"]["message"]
 
 
 def test_edit__all_members_cannot_be_taken_out(app: Flask, client: FlaskClient, gallery: Gallery) -> None:
