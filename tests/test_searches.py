@@ -109,6 +109,7 @@ def test_suggest__without_a_worker_the_whole_picture_counts(
 def test_suggest__whatever_is_sent_gets_an_answer(services: Services, gallery: Gallery, context: Json) -> None:
     answer = ask(services, int(gallery.ids[gallery.truth == 0][2]), context)
     assert answer["result"][0]["value"] == {"choices": ["Car"]}
+    assert services.store.questions.question(1) is None  # no worker is troubled with it
 
 
 def test_suggest__similar_keyframes_for_a_script(services: Services, gallery: Gallery) -> None:
