@@ -381,6 +381,13 @@ class Labels(Part):
         with self.read() as connection:
             return [StoredOutcome(row[0], row[1], row[2], bool(row[3])) for row in connection.execute(query)]
 
+    def brought_back(self, project: str) -> list[Proposal]:
+        """What is proposed because a person has undone what had withdrawn it."""
+        undoing = select(runs.c.id).where(runs.c.project == project, runs.c.undoes.is_not(None))
+        with self.read() as connection:
+            found = set(connection.execute(undoing).scalars())
+        return [p for p in self.proposals(project, "proposed") if p.run in found] if found else []
+
     def withdrawn(self, project: str) -> set[tuple[int, str]]:
         """(keyframe, category) that a person has undone."""
         with self.read() as connection:
@@ -437,6 +444,8 @@ class Labels(Part):
             }
             run_id = connection.execute(insert(connection, runs).values(row).returning(runs.c.id)).scalar_one()
             run = Run(run_id, project, now, undoes, len(said), changes, "")
+        if undoes is None:
+            self._forget_outcomes(connection, project, said)
         self._keep_outcomes(connection, project, before.values(), said)
         kept: set[tuple[int, str]] = set()
         rows = []
@@ -521,6 +530,15 @@ class Labels(Part):
         )
         rows = [{"project": project, "task": task, "data": json.dumps(values)} for task, values in data.items()]
         connection.execute(statement, rows)
+
+    @staticmethod
+    def _forget_outcomes(connection: Connection, project: str, said: Mapping[int, Collection[str]]) -> None:
+        """An answer that was taken back, or is another by now, says nothing of our guesses any more."""
+        c = outcomes.c
+        query = select(c.keyframe, c.category, c.confirmed).where(c.project == project)
+        for keyframe, category, confirmed in connection.execute(query).all():
+            if keyframe not in said or confirmed != (category in said[keyframe]):
+                connection.execute(delete(outcomes).where(c.keyframe == keyframe, c.category == category))
 
     @staticmethod
     def _keep_outcomes(

@@ -101,6 +101,18 @@ def test_run__what_a_person_labelled_is_an_outcome_and_no_change(store: Store, v
     assert store.labels.proposals(PROJECT) == []
 
 
+def test_run__an_answer_that_was_taken_back_is_no_outcome_any_more(store: Store, videos: list[int]) -> None:
+    a, b = keyframe_id(videos[0], 1), keyframe_id(videos[1], 1)
+    run(store, [proposed(a, "Cat"), proposed(b, "Cat", 0.9)])
+    run(store, [], {a: ("Cat",), b: ("Dog",)})
+    again = run(store, [proposed(b, "Cat", 0.9)], {a: ("Cat",)})
+    assert again is not None
+    assert [(c.keyframe, c.before, c.after) for c in again.changes] == [(b, (), ("Cat",))]
+    assert {o.keyframe for o in store.labels.outcomes(PROJECT)} == {a}
+    run(store, [proposed(b, "Cat", 0.9)], {a: ("Dog",)})  # a person has thought better of it
+    assert store.labels.outcomes(PROJECT) == []
+
+
 def test_withdrawn__until_it_is_allowed_again(store: Store, videos: list[int]) -> None:
     pair = (keyframe_id(videos[0], 1), "Cat")
     with store.labels.begin() as connection:

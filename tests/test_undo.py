@@ -61,6 +61,7 @@ def test_undo__brings_back_what_the_run_had_replaced(ledger: Store) -> None:
     assert proposed(ledger) == {A: "Cat", B: "Cat"}
     assert (undone.withdrawn, undone.restored) == (Counter(Dog=1), Counter(Cat=1))
     assert ledger.labels.proposals(PROJECT)[0].score == 0.97
+    assert [(p.keyframe, p.category) for p in ledger.labels.brought_back(PROJECT)] == [(A, "Cat")]
 
 
 def test_undo__leaves_alone_what_was_labelled_or_changed_since(ledger: Store) -> None:

@@ -118,17 +118,18 @@ def guess(
         if keyframe in alive - taken and category in categories and (keyframe, category) not in withdrawn:
             proposals.append(Proposal(keyframe, category, settings.promise, (), "proposed"))
     taken |= {p.keyframe for p in proposals}
-    restored = {p.keyframe: p for p in store.labels.proposals(project, "proposed")} if withdrawn else {}
+    restored = {p.keyframe: p for p in store.labels.brought_back(project) if p.keyframe in alive}
     for p in found.proposed:
         if p.keyframe_id in taken:
             continue
         if (p.keyframe_id, p.category) not in withdrawn:
             proposals.append(Proposal(p.keyframe_id, p.category, round(p.score, 3), p.nearest, "proposed"))
-        elif (before := restored.get(p.keyframe_id)) is not None and before.category != p.category:
-            proposals.append(before)  # undoing a run has brought this back
-        else:
+        elif p.keyframe_id not in restored:
             proposals.append(Proposal(p.keyframe_id, p.category, round(p.score, 3), p.nearest, "unsure"))
     taken |= {p.keyframe for p in proposals}
+    # an undoing holds until a person answers, or we come to propose something else
+    proposals += [p for keyframe, p in sorted(restored.items()) if keyframe not in taken and p.category in categories]
+    taken |= restored.keys()
     for g in found.open:
         if g.keyframe_id not in taken and g.score >= _UNSURE:
             proposals.append(Proposal(g.keyframe_id, g.category, round(g.score, 3), (), "unsure"))
