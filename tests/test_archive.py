@@ -23,8 +23,7 @@ SUFFIXES = (".mp4", ".mkv")
 class MeanColour:
     """An embedder that can be reckoned by hand: the mean of each channel."""
 
-    dim = 3
-    input_px = (8, 8)
+    takes, dim = "pictures", 3
 
     def __init__(self, name: str = "mean-colour") -> None:
         self.name = name
