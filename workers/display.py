@@ -47,6 +47,8 @@ _PLACES = 10
 _NO_PLACE = 1_000_000
 #: what we say of a task while we cannot know whether Label Studio kept what it was sent
 _IN_DOUBT = "?"
+#: … and where there is a prediction that says nothing any more
+_EMPTIED = "-"
 
 
 def keep_project(
@@ -221,8 +223,7 @@ def show(
     alive = {task: leader for task, leader in _alive(store, known, ours).items() if task in shown}
     unnamed = _unnamed(known, pictures, knowledge, sorted(alive.values()))
     new: list[int] = []
-    gone: list[int] = []
-    other: list[int] = []  # another category
+    other: list[int] = []  # another category, or none
     moved: list[int] = []  # another score: nobody waits for those
     wanted: dict[int, Json] = {}
     bodies: dict[int, Json] = {}
@@ -251,12 +252,12 @@ def show(
             if note:
                 held[task] = body([unnamed[leader]], unnamed[leader].score)
         there, there_score = before.get("prediction", ""), before.get("score", 0.0)
-        if there == what and abs(there_score - score) < _SAME_SCORE:
+        if (there == what and abs(there_score - score) < _SAME_SCORE) or (there == _EMPTIED and not chosen):
             continue
         after[task] = {**before, "prediction": what, "score": score, "unnamed": note}
         if chosen:
             bodies[task] = body(chosen, score)
-        (gone if not chosen else new if not there else moved if there == what else other).append(task)
+        (new if not there else moved if there == what else other).append(task)
 
     told = store.predictions(known.project, new) if known.own else {}
     opened = {task for task in new if task in told and told[task].answered_at}  # Label Studio keeps what it was told
@@ -266,28 +267,32 @@ def show(
     replaced, in_place = other[_IN_PLACE:], other[:_IN_PLACE]
     left = moved[_IN_PLACE - len(in_place) :]
     in_place += moved[: _IN_PLACE - len(in_place)]
+    for task in in_place:
+        after[task]["prediction"] = after[task]["prediction"] or _EMPTIED
 
     def remember(tasks: Sequence[int]) -> None:
         _remember(store, known, {task: after[task] for task in tasks}, alive, bodies | held)
 
     def import_(tasks: Sequence[int]) -> None:
-        studio.import_predictions(known.label_studio_id, [{"task": task, **bodies[task]} for task in tasks])
+        fresh = [{"task": task, **bodies[task]} for task in tasks if task in bodies]
+        studio.import_predictions(known.label_studio_id, fresh)
         remember(tasks)
 
-    sent = [*new, *gone, *replaced, *in_place]
+    sent = [*new, *replaced, *in_place]
     store.labels.put_shown(known.project, {task: {**shown[task], "prediction": _IN_DOUBT} for task in sent})
     import_(new)  # first: this is what people wait for
     # of people's own tasks only our predictions go: they may have others
     family = wire.MODEL_FAMILY if known.own else ""
-    studio.delete_predictions(known.label_studio_id, [*gone, *replaced], family=family)
+    studio.delete_predictions(known.label_studio_id, replaced, family=family)
     import_(replaced)
-    remember([*gone, *(task for task in after if task not in {*sent, *left})])
+    remember([task for task in after if task not in {*sent, *left}])
     shown |= {task: values for task, values in after.items() if task not in left}
     if known.tabs:
         early = {task: fields for task, fields in wanted.items() if task not in in_place}
         _set_fields(studio, store, known, shown, early)
     for task in in_place:
-        studio.put_prediction(task, bodies[task], family=wire.MODEL_FAMILY)
+        nothing = held.get(task) or wire.prediction([], None, version)
+        studio.put_prediction(task, bodies.get(task, nothing), family=wire.MODEL_FAMILY)
         remember([task])
     if known.tabs:
         _set_fields(studio, store, known, shown, {task: wanted[task] for task in in_place})

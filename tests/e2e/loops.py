@@ -67,7 +67,7 @@ class Loop:
         deadline = time.monotonic() + until_s
         while time.monotonic() < deadline:
             waiting = [row for row in self.store.ledger.rows() if row.state in ("due", "running")]
-            assert not [row for row in self.store.ledger.rows() if row.state == "failed"]
+            assert [row for row in self.store.ledger.rows() if row.state == "failed"] == []
             if not waiting:
                 return
             for row in self.store.ledger.due(kinds or tuple({row.kind for row in waiting}), 10):
@@ -119,7 +119,7 @@ class Loop:
         rows = self.studio._list("GET", "/api/predictions/", params={"project": self.companion.label_studio_id})
         assert len({row["task"] for row in rows}) == len(rows), "two predictions of one task"
         assert {row["model_version"] for row in rows} <= {VERSION}
-        found = {row["task"]: row["result"][0]["value"]["choices"][0] for row in rows}
+        found = {row["task"]: row["result"][0]["value"]["choices"][0] for row in rows if row["result"]}
         return {task: category for task, category in found.items() if category != wire.RESERVED_CATEGORY}
 
     def tab(self, key: str) -> list[int]:

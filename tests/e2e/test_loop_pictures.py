@@ -105,7 +105,7 @@ def test_pictures__predictions_of_others_stay(loop: Loop) -> None:
     loop.work()
     rows = {row["model_version"]: row for row in loop.studio.predictions(task)}
     assert rows["theirs"]["id"] == made["id"]
-    assert VERSION not in rows
+    assert category not in str(rows.get(VERSION))
     # the version whose scores they want to see is their choice as long as there is one
     loop.studio.update_project(loop.project, model_version="theirs")
     assert undone.run is not None
@@ -136,12 +136,37 @@ def test_pictures__a_task_that_somebody_has_open_can_be_submitted(loop: Loop) ->
     loop.propagate()
 
 
+def test_pictures__a_task_that_somebody_has_open_can_be_submitted_when_its_guess_is_withdrawn(loop: Loop) -> None:
+    task, category = next(iter(loop.predictions().items()))
+    [seen] = loop.studio.predictions(task)
+    undone = undo(loop.store, loop.store.labels.runs(loop.uid)[0].id)
+    with loop.store.labels.begin() as connection:  # of this task only
+        pairs = {pair for pair in loop.store.labels.withdrawn(loop.uid) if pair[0] >> 24 != _video(loop, task)}
+        loop.store.labels.allow(connection, pairs)
+    loop.work()
+    assert task not in loop.predictions()
+    body = {"result": seen["result"], "parent_prediction": seen["id"]}
+    made = loop.studio._object("POST", f"/api/tasks/{task}/annotations/", json=body)
+    loop.propagate()
+    assert loop.said()[task] == {category}
+    loop.studio._call("DELETE", f"/api/annotations/{made['id']}/")
+    assert undone.run is not None
+    undo(loop.store, undone.run.id)
+    loop.work()
+
+
+def _video(loop: Loop, task: int) -> int:
+    [video] = loop.store.videos(loop.uid, [task])
+    return video.id
+
+
 def test_pictures__what_was_told_to_whom_opened_a_task_gives_way_to_a_guess(loop: Loop) -> None:
     task, category = next(iter(loop.predictions().items()))
     undone = undo(loop.store, loop.store.labels.runs(loop.uid)[0].id)
     loop.work()
-    [video] = loop.store.videos(loop.uid, [task])
-    assert loop.store.answering(loop.uid, [video.id], 0.0) == {video.id}  # /predict
+    loop.studio.delete_predictions(loop.project, [task])  # Label Studio asks where there is none
+    loop.store.labels.put_shown(loop.uid, {task: {**loop.store.labels.shown(loop.uid)[task], "prediction": ""}})
+    assert loop.store.answering(loop.uid, [_video(loop, task)], 0.0) == {_video(loop, task)}  # /predict
     body = loop.store.predictions(loop.uid, [task])[task].body
     told = loop.studio.create_prediction(task, body)  # Label Studio keeps the answer
     loop.work()
