@@ -7,7 +7,16 @@ import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 
-from lookalike.errors import SetupError
+from lookalike.errors import SettingsError, SetupError
+from lookalike.settings import Settings
+
+
+def check_there(settings: Settings) -> None:
+    """For what only looks: raises SettingsError where there is neither a data folder nor a ledger elsewhere."""
+    if not settings.store_url and not settings.data_dir.is_dir():
+        raise SettingsError(
+            f"there is no {settings.data_dir} yet; name the folder that `lookalike up` uses by --data-dir"
+        )
 
 
 @contextlib.contextmanager

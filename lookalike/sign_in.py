@@ -24,6 +24,7 @@ from cryptography.fernet import Fernet, InvalidToken
 from sqlalchemy import Engine, delete, select
 
 from lookalike.errors import SettingsError, SetupError
+from lookalike.folder import check_there
 from lookalike.ledger import insert, reader, translated
 from lookalike.records import Json
 from lookalike.schema import spent
@@ -114,6 +115,7 @@ def address(settings: Settings, sign_ins: SignIns) -> str:
 def command(data_dir: Path | None) -> None:
     """Print an address that signs you in to the pages on this machine: once, within the hour."""
     settings = Settings.from_environment(data_dir=data_dir).or_demo()
+    check_there(settings)
     with closing(open_store(settings.sqlalchemy_url)) as store:
         click.echo(address(settings, SignIns(settings.data_dir, store.engine)))
 

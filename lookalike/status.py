@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from lookalike.errors import SettingsError
+from lookalike.folder import check_there
 from lookalike.records import Json
 from lookalike.runs import ago, facts, tell
 from lookalike.settings import Settings
@@ -24,10 +24,7 @@ from lookalike.store import Project, Store, open_store
 def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
     """Show where each project's videos are, and the reason of each that failed."""
     settings = Settings.from_environment(data_dir=data_dir)
-    if not settings.store_url and not settings.data_dir.is_dir():
-        raise SettingsError(
-            f"there is no {settings.data_dir} yet; name the folder that `lookalike up` uses by --data-dir"
-        )
+    check_there(settings)
     with closing(open_store(settings.sqlalchemy_url)) as store:
         if retry:
             click.echo(f"asked again for {store.ledger.retry()} rows of work", err=as_json)

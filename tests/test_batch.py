@@ -77,10 +77,18 @@ def test_prelabel__tasks_segments_and_report(clips: Path, tmp_path: Path, capsys
     said = capsys.readouterr()
     assert said.out.endswith(f"1 failed → {out / 'clusters.html'}\n")
     assert said.out.count("\n") == 1
-    assert "broken.mp4: broken.mp4 cannot be read as a video" in said.err
+    assert "broken.mp4: cannot be read as a video" in said.err
     assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={tmp_path}" in said.err
     assert (out / "label_config.xml").read_text() == TIMELINE
     assert "broken.mp4" in (out / "clusters.html").read_text()
+
+
+def test_prelabel__a_folder_of_pictures_says_what_they_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    assert run([tmp_path / "photos"], tmp_path / "out") == 0
+    said = capsys.readouterr().err
+    assert "; name another; pictures need a labeling configuration with Image: --label-config" in said
 
 
 def test_prelabel__embeddings_tell_where_each_row_comes_from(clips: Path, tmp_path: Path) -> None:

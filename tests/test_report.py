@@ -94,6 +94,20 @@ def test_advise__of_equals_the_fastest(comparison: Comparison) -> None:
     assert said.startswith("Take efficientnet-lite0: it is about as good as any, and the fastest of those.")
 
 
+def test_advise__of_equal_clusterings_the_more_stable(comparison: Comparison) -> None:
+    labelled = with_labels(comparison, (0.99, 1.0), (0.96, 1.0))
+    kmeans, hdbscan, *others = labelled.variants
+    equal = replace(labelled, variants=(replace(kmeans, stability=0.6), replace(hdbscan, actions=3), *others))
+    said = advise(equal)
+    assert "Group by hdbscan: " in said
+    assert "pca-kmeans and hdbscan do equally well; hdbscan is the more stable (hdbscan 0.70, pca-kmeans 0.60)." in said
+    alike = replace(comparison, variants=(kmeans, replace(hdbscan, stability=0.9), *others))
+    assert (
+        "Group by pca-kmeans: pca-kmeans and hdbscan do equally well, as their groups come out alike each time "
+        "(pca-kmeans 0.90, hdbscan 0.90); as stable as any, pca-kmeans comes first in the settings."
+    ) in advise(alike)
+
+
 def test_advise__a_promise_that_is_not_kept_saves_nothing(comparison: Comparison) -> None:
     said = advise(with_labels(comparison, (0.99, 0.5), (0.5, 1.0)))
     assert "Labels that people give of 12: 8, against all with own/slow" in said

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lookalike.errors import RequestError, SetupError
+from lookalike.label_config import shipped_config
 from lookalike.records import Clustering, keyframe_id
 from lookalike.settings import Settings
 from lookalike.store import Project, open_store
@@ -113,6 +114,19 @@ def test_of_folder__like_a_keyframe_and_unlike_another(folder: Path) -> None:
     assert {row.cluster for row in rows} == {"c0000"}
     again = of_folder(folder, Settings(), Asked(like=(str(keyframe_id(2, 3)),), clusters=("c0000",), top=5))
     assert {row.name for row in again} == {"1.mp4"}
+
+
+def test_of_folder__a_keyframe_that_it_does_not_have(folder: Path) -> None:
+    with pytest.raises(RequestError, match=r"^keyframe 3 is not in the folder .*results$"):
+        of_folder(folder, Settings(), Asked(like=("3",)))
+
+
+def test_of_project__a_category_that_the_configuration_does_not_have(settings: Settings) -> None:
+    config = shipped_config("video_timeline")
+    with closing(open_store(settings.sqlalchemy_url)) as store:
+        seed(store, settings, Project("7.1", 7, "Streets", config))
+        with pytest.raises(RequestError, match=r"^there is no category 'Persn'; there are .*Person"):
+            of_project(store, settings, 7, Asked(category="Persn"))
 
 
 def test_of_folder__near_duplicates_are_one(folder: Path) -> None:

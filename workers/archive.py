@@ -75,9 +75,15 @@ class Result:
     def keyframes(self) -> tuple[Keyframe, ...]:
         return self.extraction.keyframes if self.extraction else ()
 
+    @property
+    def trouble(self) -> str:
+        """The error, to be said after the file's name."""
+        return self.error.removeprefix(f"{self.source.path.name} ")
 
-def find_sources(paths: Sequence[Path], suffixes: Sequence[str], skip: Path) -> Found:
-    """Files as named, and those with the suffixes in folders and below. `skip`: a folder that is not looked into.
+
+def find_sources(paths: Sequence[Path], suffixes: Sequence[str], skip: Path, *, advice: str = "") -> Found:
+    """Files as named, and those with the suffixes in folders and below. `skip`: a folder that is not looked into;
+    `advice`: what else may be done about a folder without any.
 
     Names that begin with a dot are passed over in folders (macOS leaves `._clip.mp4` behind). A link to a file counts
     as the file; links to folders are not followed.
@@ -95,7 +101,9 @@ def find_sources(paths: Sequence[Path], suffixes: Sequence[str], skip: Path) -> 
         for file in inside:
             files.setdefault(file.resolve(), file)
         if not inside:
-            refused.append((_name(path, folder), f"is a folder without any of {', '.join(suffixes)}; name another"))
+            refused.append(
+                (_name(path, folder), f"is a folder without any of {', '.join(suffixes)}; name another{advice}")
+            )
     sources = []
     for path in sorted(files.values()):
         try:
@@ -202,7 +210,7 @@ def work_through(sources: Sequence[Source], archive: Archive, workers: int) -> l
                     source = waiting.pop(future)
                     results[source] = result = _finish(source, future, archive)
                     if result.error:
-                        bar.write(f"{source.name}: {result.error}", file=sys.stderr)
+                        bar.write(f"{source.name}: {result.trouble}", file=sys.stderr)
                 finished = sum(source.size_bytes for source in new if source in results)
                 begun = sum(_share_done(source, archive) * source.size_bytes for source in waiting.values())
                 bar.update(max(0, int(finished + begun) - bar.n))

@@ -49,7 +49,8 @@ def prelabel(
     """
     config = timeline.read_config(label_config)
     noun, suffixes = ("picture", IMAGE_SUFFIXES) if config.object_tag == "Image" else ("video", VIDEO_SUFFIXES)
-    found = find_sources(paths, suffixes, skip=out)
+    advice = "; pictures need a labeling configuration with Image: --label-config" if noun == "video" else ""
+    found = find_sources(paths, suffixes, skip=out, advice=advice)
     prefix = url_prefix or LOCAL_FILES
     addresses = _addresses(found, prefix, local_root)
     archive = Archive(out, settings, pictures=noun == "picture")
@@ -64,7 +65,7 @@ def prelabel(
         grouped = clustering.cluster(embeddings, settings.clusters, settings.seed, settings.clustering)
         if before:
             grouped = clustering.renumber(before, grouped)
-    failed = [*found.refused, *((result.source.name, result.error) for result in results if result.error)]
+    failed = [*found.refused, *((result.source.name, result.trouble) for result in results if result.error)]
     if done:
         with clock.stage("writing"):
             _write_embeddings(archive, done, embeddings, grouped)

@@ -177,7 +177,7 @@ def compare(
         _try(spec, archive)
     results = work_through(sources, archive, workers)
     done = numbered([result for result in results if result.extraction], {})
-    failed = [*found.refused, *((result.source.name, result.error) for result in results if result.error)]
+    failed = [*found.refused, *((result.source.name, result.trouble) for result in results if result.error)]
     shown = tuple(shown_frames(archive, done))
     if len(shown) < 4:
         raise RequestError(f"there must be at least 4 keyframes to compare anything, got {len(shown)}")

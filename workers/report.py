@@ -92,16 +92,27 @@ def advise(comparison: Comparison) -> str:
         )
     mine = [variant for variant in variants if variant.embedder == best]
     if len(methods) > 1:
-        first = _best_clustering(mine, comparison.labelled)
+        likely_groups = _best_clusterings(mine, comparison.labelled)
+        first = likely_groups[0]
+        equals = " and ".join(sorted((v.method for v in likely_groups), key=CLUSTERINGS.index))
         if comparison.labelled:
             counts = ", ".join(f"{v.method} {v.actions}" for v in mine)
             said.append(
                 f"Group by {first.method}: naming each group by its centroid and mending the rest takes "
                 f"{first.actions} actions for {comparison.labelled} labels ({counts})."
             )
+            if len(likely_groups) > 1:
+                stable = ", ".join(f"{v.method} {v.stability:.2f}" for v in likely_groups)
+                said.append(f"{equals} do equally well; {_why_first(likely_groups)} ({stable}).")
         else:
             counts = ", ".join(f"{v.method} {v.stability:.2f}" for v in mine)
-            said.append(f"Group by {first.method}, whose groups come out most alike each time ({counts}).")
+            if len(likely_groups) > 1:
+                said.append(
+                    f"Group by {first.method}: {equals} do equally well, as their groups come out alike each time "
+                    f"({counts}); {_why_first(likely_groups)}."
+                )
+            else:
+                said.append(f"Group by {first.method}, whose groups come out most alike each time ({counts}).")
     if not comparison.labelled:
         said.append(
             "Without labels nobody can tell which groups are right, only which are stable: give --labels to have the "
@@ -112,15 +123,23 @@ def advise(comparison: Comparison) -> str:
     return " ".join(said)
 
 
-def _best_clustering(variants: Sequence[Variant], labelled: int) -> Variant:
-    """The fewest actions, or the most stable; of those next to it the one that comes first in the settings."""
+def _best_clusterings(variants: Sequence[Variant], labelled: int) -> list[Variant]:
+    """Those with the fewest actions, or without labels the most stable, and those next to it: the most stable first, of
+    equals the one that comes first in the settings."""
     if labelled:
         least = min(variant.actions or 0 for variant in variants)
         near = [variant for variant in variants if (variant.actions or 0) <= least + 0.01 * labelled]
     else:
         most = max(variant.stability for variant in variants)
         near = [variant for variant in variants if variant.stability >= most - 0.02]
-    return min(near, key=lambda variant: CLUSTERINGS.index(variant.method))
+    return sorted(near, key=lambda variant: (-round(variant.stability, 2), CLUSTERINGS.index(variant.method)))
+
+
+def _why_first(equals: Sequence[Variant]) -> str:
+    first, second = equals[:2]
+    if round(first.stability, 2) > round(second.stability, 2):
+        return f"{first.method} is the more stable" if len(equals) == 2 else f"{first.method} is the most stable"
+    return f"as stable as any, {first.method} comes first in the settings"
 
 
 def _times(ratio: float) -> str:

@@ -18,14 +18,15 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from lookalike import wire
 from lookalike.companion import find_project
-from lookalike.errors import QueueError, RequestError, SetupError
+from lookalike.errors import LabelConfigError, QueueError, RequestError, SetupError
 from lookalike.finder import Example, Finder, Hit, Wanted, search
 from lookalike.queue import Queue, redis_url
 from lookalike.records import cluster_name, cluster_number, split_keyframe_id
 from lookalike.settings import Settings, share_cores
 from lookalike.similarity import Index, unit
-from lookalike.store import Store, open_store
+from lookalike.store import Project, Store, open_store
 from lookalike.views import Views
 from workers import answers, companion, sheet
 from workers.archive import Archive, Source
@@ -155,7 +156,11 @@ def of_project(store: Store, settings: Settings, project_id: int, asked: Asked) 
         wanted = _wanted(asked, settings.with_(embedder=finder.model_of(project.uid)), settings.data_dir / "models")
         if asked.tasks:
             wanted = replace(wanted, videos=tuple(store.questions.videos_of(project.uid, asked.tasks)))
-        found = finder.find(project.uid, wanted, wait_s=math.inf)
+        try:
+            found = finder.find(project.uid, wanted, wait_s=math.inf)
+        except RequestError:
+            _check_category(project, asked.category)
+            raise
     tiles = Views(store.engine).tiles(project, [hit.keyframe for hit in found.hits], None)
     hits = {hit.keyframe: hit for hit in found.hits}
     return [
@@ -170,6 +175,8 @@ def of_folder(folder: Path, settings: Settings, asked: Asked) -> list[Row]:
     choices, ids, vectors = json.loads(str(kept["choices"])), kept["keyframe_ids"], kept["vectors"]
     settings = settings.with_(embedder=choices["embedder"])
     wanted = _wanted(asked, settings, folder / "models")
+    if missing := sorted({*wanted.like, *wanted.unlike} - set(ids.tolist())):
+        raise RequestError(f"keyframe {missing[0]} is not in the folder {folder}")
     by_file = {int(number): kept["video"] == row for row, number in enumerate(kept["file_ids"].tolist())}
 
     def load(files: Sequence[int]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[Any]]]:
@@ -260,6 +267,17 @@ def _wanted(asked: Asked, settings: Settings, models: Path) -> Wanted:
         clusters=tuple(_cluster(name) for name in asked.clusters) or None,
         labelled=asked.labelled,
     )
+
+
+def _check_category(project: Project, category: str) -> None:
+    """Raises RequestError for a category that the labeling configuration does not have."""
+    try:
+        config = wire.parse_label_config(project.label_config)
+    except LabelConfigError:
+        return
+    known = [name for name in config.categories if name != config.reserved]
+    if category and category not in known:
+        raise RequestError(f"there is no category {category!r}; there are {', '.join(known)}")
 
 
 def _cluster(name: str) -> int:
