@@ -255,6 +255,8 @@ def blueprint() -> Blueprint:
         by_proxy = any(name in request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"))
         local = request.remote_addr in ("127.0.0.1", "::1") and not by_proxy
         if not (local and here.settings.is_on_loopback and here.sign_ins.redeem(address)):
+            if _of_session() is not None:  # the address was opened before, as a rule by this very browser
+                return redirect(url_for("pages.projects"))
             return _login_page(
                 "That address does not sign in any more: each does so once, within the hour, on its own machine. "
                 "`lookalike sign-in` prints a new one.",
@@ -283,10 +285,8 @@ def blueprint() -> Blueprint:
 
 def _find_person() -> Person:
     here = access()
-    if text := request.cookies.get(here.cookie):
-        content = here.sign_ins.open(text)
-        if content is not None and (content["token"] or content.get("login") == here.login_mark):
-            return Person(content["name"], content["token"], content["csrf"])
+    if (who := _of_session()) is not None:
+        return who
     header = request.headers.get("Authorization", "")
     scheme, _, token = header.partition(" ")
     if scheme.lower() in ("token", "bearer") and token:
@@ -303,6 +303,16 @@ def _find_person() -> Person:
     if wants_page() and request.method in _SAFE:
         abort(redirect(url_for("access.login", next=request.full_path.rstrip("?"))))
     abort(401, "sign in at /login, or send Authorization: Token <your Label Studio token>")
+
+
+def _of_session() -> Person | None:
+    """Who is signed in by the cookie."""
+    here = access()
+    if text := request.cookies.get(here.cookie):
+        content = here.sign_ins.open(text)
+        if content is not None and (content["token"] or content.get("login") == here.login_mark):
+            return Person(content["name"], content["token"], content["csrf"])
+    return None
 
 
 def wants_page() -> bool:

@@ -259,6 +259,7 @@ def project_of(label_studio_id: int) -> Project:
     found = services().store.project(access.require_project(label_studio_id))
     if found is None:
         abort(404, "the project was deleted a moment ago")
+    g.project = found  # for the page of an error
     return found
 
 
@@ -299,7 +300,8 @@ def error_page(code: int, message: str) -> Response:
     except ValueError:
         heading = "Error"
     sentence = message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
-    return make_response(render_template("error.html", code=code, heading=heading, message=sentence), code)
+    page = render_template("error.html", code=code, heading=heading, message=sentence, project=g.get("project"))
+    return make_response(page, code)
 
 
 # --- for templates ---

@@ -206,6 +206,7 @@ def blueprint() -> Blueprint:
         listed = {
             "listed": [(tile, f"{tile.similarity:.2f}") for tile in _tiles(project, board, some)],
             "more": more if len(ids) > after + _TILES else "",
+            "of_cluster": True,
         }
         if "X-Fragment" in request.headers:
             return render_template("sheet.html", **listed)

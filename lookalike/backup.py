@@ -132,7 +132,8 @@ def read_archive(settings: Settings, file: Path, *, force: bool = False) -> Json
 
 def described(manifest: Json) -> str:
     rows = manifest["rows"]
-    return f"{rows.get('projects', 0)} projects, {rows.get('videos', 0)} videos, {manifest['pictures']} pictures"
+    numbers = {"project": rows.get("projects", 0), "video": rows.get("videos", 0), "picture": manifest["pictures"]}
+    return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for name, number in numbers.items())
 
 
 def _add_table(tar: tarfile.TarFile, table: str, rows: Iterator[dict[str, Any]]) -> int:

@@ -82,9 +82,8 @@ def facts(run: Run) -> Json:
 def tell(run: Json) -> str:
     """The facts of a run in one line."""
     what = f"undid run {run['undoes']}" if run["undoes"] else "propagated"
-    return (
-        f"run {run['run']} {what} {ago(run['at'])}: {run['proposed']} keyframes proposed, {run['withdrawn']} withdrawn"
-    )
+    proposed = f"{run['proposed']} keyframe{'' if run['proposed'] == 1 else 's'} proposed"
+    return f"run {run['run']} {what} {ago(run['at'])}: {proposed}, {run['withdrawn']} withdrawn"
 
 
 def ago(when: float) -> str:

@@ -171,6 +171,7 @@ def test_address__signs_in_once(app: Flask, studio: FakeStudio) -> None:
     first = app.test_client()
     assert first.get(path, headers=PAGE).location == "/projects"
     assert "Cars" in first.get("/projects", headers=PAGE).text
+    assert first.get(path, headers=PAGE).location == "/projects"  # used, by who is signed in
     second = app.test_client().get(path, headers=PAGE)
     assert second.status_code == 401
     assert "lookalike sign-in" in second.text

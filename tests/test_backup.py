@@ -42,7 +42,7 @@ def pictures(settings: Settings) -> dict[str, bytes]:
 def test_backup__comes_back_whole(settings: Settings, tmp_path: Path) -> None:
     file = tmp_path / "backup.tar"
     manifest = write_archive(settings, file)
-    assert described(manifest) == "1 projects, 2 videos, 4 pictures"
+    assert described(manifest) == "1 project, 2 videos, 4 pictures"
     assert file.stat().st_mode & 0o077 == 0
     assert b"sesame" not in file.read_bytes()
     other = Settings(data_dir=tmp_path / "other")

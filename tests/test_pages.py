@@ -102,13 +102,17 @@ def test_page__of_a_keyframe_of_another_project_is_not_there(
     fill(app, studio)
     other = fill(app, studio, number=8)
     assert client.get(f"/projects/8/keyframes/{other.ids[0]}", headers=PAGE).status_code == 200
-    assert client.get(f"/projects/7/keyframes/{other.ids[0]}", headers=PAGE).status_code == 404
+    page = client.get(f"/projects/7/keyframes/{other.ids[0]}", headers=PAGE)
+    assert page.status_code == 404
+    assert '<p><a href="/projects/7">' in page.text  # the way back
 
 
 def test_error__is_a_page_for_a_browser_and_json_for_a_program(client: FlaskClient) -> None:
     page = client.get("/projects/99", headers=PAGE)
     assert page.mimetype == "text/html"
     assert "There is no project 99 here" in page.text
+    assert 'href="/projects">Projects</a>' in page.text
+    assert 'href="/login"' not in page.text
     program = client.get("/projects/99")
     assert program.get_json()["error"]["type"] == "NotFound"
     assert client.get("/nowhere", headers=PAGE).mimetype == "text/html"

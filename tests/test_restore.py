@@ -21,7 +21,7 @@ def backed_up(tmp_path: Path) -> tuple[Settings, Path]:
         fill(store)
     file = tmp_path / "backup.tar"
     result = CliRunner().invoke(backup.command, [str(file), "--data-dir", str(settings.data_dir)], env={})
-    assert result.output.startswith(f"{file}: 1 projects, 2 videos, 0 pictures, "), result.output
+    assert result.output.startswith(f"{file}: 1 project, 2 videos, 0 pictures, "), result.output
     return settings, file
 
 
@@ -30,7 +30,7 @@ def test_restore__what_was_backed_up(tmp_path: Path) -> None:
     other = Settings(data_dir=tmp_path / "other")
     result = CliRunner().invoke(restore.command, [str(file), "--data-dir", str(other.data_dir)], env={})
     assert result.exit_code == 0, result.output
-    assert result.output == f"{other.data_dir}: 1 projects, 2 videos, 0 pictures, of 0.1.0\n"
+    assert result.output == f"{other.data_dir}: 1 project, 2 videos, 0 pictures, of 0.1.0\n"
     assert content(other.sqlalchemy_url) == content(settings.sqlalchemy_url)
     again = CliRunner().invoke(restore.command, [str(file), "--data-dir", str(other.data_dir)], env={})
     assert "the ledger has 1 projects already" in str(again.exception)

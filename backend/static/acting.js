@@ -157,13 +157,18 @@ Lookalike.acting = (bar) => {
     },
   };
   bar.querySelector("[data-undo]").addEventListener("click", act.undo);
-  // Wherever the focus is but in a field: u undoes, an arrow goes to the sheet.
+  // Wherever the focus is but in a field: u undoes, an arrow goes to the sheet, other keys do what they do there; those
+  // that work a button, a link or the page itself are left to these.
   const sheet = document.querySelector('.sheet[role="listbox"]');
   addEventListener("keydown", (event) => {
-    if (!sheet || event.ctrlKey || event.metaKey || event.altKey || sheet.contains(event.target) || event.target.closest("input, select, dialog")) return;
+    if (!sheet || event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (sheet.contains(event.target) || event.target.closest("input, select, textarea, dialog")) return;
     if (event.key === "u") act.undo();
     else if (/^Arrow/.test(event.key)) sheet.querySelector('[tabindex="0"]')?.focus();
-    else return;
+    else {
+      if (/^[^ ]$|^Escape$|^Delete$/.test(event.key)) sheet.sheet?.press(event);
+      return;
+    }
     event.preventDefault();
   });
   return act;

@@ -30,7 +30,7 @@ addEventListener("DOMContentLoaded", () => {
   function changed() {
     const some = selected();
     const size = some.reduce((sum, card) => sum + Number(card.dataset.size), 0);
-    bar.querySelector("[data-count]").textContent = some.length ? `${some.length} selected, ${size} keyframes` : "Arrows move, space selects";
+    bar.querySelector("[data-count]").textContent = some.length ? `${some.length} selected, ${size} keyframe${size === 1 ? "" : "s"}` : "Arrows move, space selects";
   }
 
   async function label(category) {

@@ -35,7 +35,7 @@ addEventListener("DOMContentLoaded", () => {
     const {preview} = await Lookalike.get(`${how.dataset.address}?k=${number.value}`).catch(() => ({}));
     if (turn !== asked || !preview) return undefined; // a later answer counts
     const alone = preview.alone ? `, ${preview.alone} of a single keyframe` : "";
-    output.textContent = `${preview.groups} group${preview.groups === 1 ? "" : "s"}, the largest of ${preview.largest} keyframes${alone}`;
+    output.textContent = `${preview.groups} group${preview.groups === 1 ? "" : "s"}, the largest of ${preview.largest} keyframe${preview.largest === 1 ? "" : "s"}${alone}`;
     return undefined;
   }
 

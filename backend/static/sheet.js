@@ -11,7 +11,7 @@
 //   .ids          all keyframe ids in order            .chosen       the selected ones, in order
 //   .choose(ids)  select these and no others           .add(ids)     … and these          .clear()
 //   .remove(ids)  take tiles out; the focus moves on    .fade(ids, on) grey while a request is under way
-//   .set(html)    other tiles (fragments of our server)
+//   .set(html)    other tiles (fragments of our server)  .press(event) a key that was pressed elsewhere on the page
 //
 // and says, as events of the element (they bubble):
 //
@@ -83,6 +83,7 @@ Lookalike.sheet = (root) => {
       changed();
     },
     clear() { sheet.choose([]); },
+    press,
     fade(ids, on = true) { for (const tile of byIds(ids)) tile.classList.toggle("leaving", on); },
     remove(ids) {
       const all = tiles();
@@ -146,7 +147,7 @@ Lookalike.sheet = (root) => {
     if (event.target.getAttribute("role") === "option") anchor ??= event.target;
   });
 
-  root.addEventListener("keydown", (event) => {
+  function press(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const all = tiles();
     const here = document.activeElement;
@@ -180,7 +181,8 @@ Lookalike.sheet = (root) => {
       if (fire("key", {ids: sheet.chosen, key})) return;
     } else return;
     event.preventDefault();
-  });
+  }
+  root.addEventListener("keydown", press);
 
   // A box, drawn with a mouse or a pen; a finger scrolls.
   let start = null;

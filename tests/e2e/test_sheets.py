@@ -365,6 +365,14 @@ def test_category__confirmed_rejected_and_searched_on(desk: Desk) -> None:
     page.wait_for_load_state("load")
     proposed = desk.tiles()
     assert len(proposed) > 10
+    right = (
+        "(all) => all.map((e) => e.closest('.about').getBoundingClientRect().right - e.getBoundingClientRect().right)"
+    )
+    assert min(page.locator("#sheet .second > :last-child").evaluate_all(right)) >= 0  # the time is seen
+    page.keyboard.press("a")  # wherever the focus is
+    assert desk.chosen() == proposed
+    page.keyboard.press("Escape")
+    assert not desk.chosen()
     page.locator(".tile").nth(0).click()
     page.locator(".tile").nth(2).click(modifiers=["Shift"])
     page.keyboard.press("c")
