@@ -108,11 +108,20 @@ class LabelStudio:
     # --- the server and the account ---
 
     def whoami(self) -> Json:
-        return self._object("GET", "/api/current-user/whoami")
+        return self._of_server("/api/current-user/whoami")
 
     def version(self) -> str:
         """Such as 1.23.2."""
-        return str(self._object("GET", "/api/version").get("release", ""))
+        return str(self._of_server("/api/version").get("release", ""))
+
+    def _of_server(self, path: str) -> Json:
+        """What every Label Studio knows."""
+        try:
+            return self._object("GET", path)
+        except LabelStudioNotFound:
+            raise LabelStudioNotFound(
+                f"no Label Studio answers at {_shown(self.url)}, but another program; is label_studio_url right?"
+            ) from None
 
     # --- projects ---
 
@@ -350,9 +359,7 @@ class LabelStudio:
 
         Not to be repeated. Label Studio sends no webhook, and does not list the tasks as changed.
         """
-        self._act(
-            project_id, "propagate_annotations", task_ids, repeatable=False, source_annotation_id=annotation_id
-        )
+        self._act(project_id, "propagate_annotations", task_ids, repeatable=False, source_annotation_id=annotation_id)
 
     def update_annotation(self, annotation_id: int, result: Sequence[Json]) -> None:
         self._object("PATCH", f"/api/annotations/{annotation_id}/", json={"result": list(result)})
@@ -389,6 +396,31 @@ class LabelStudio:
 
     def disconnect_ml(self, backend_id: int) -> None:
         self._call("DELETE", f"/api/ml/{backend_id}")
+
+    def disconnect_moved_ml(self, project_id: int, url: str, title: str, *, answering: bool = False) -> None:
+        """Disconnect what `connect_ml` left under this title at other loopback addresses, and remove its webhooks.
+
+        Call it once the backend is connected at `url`. What answers there stays, unless `answering` is set.
+        """
+        moved = [
+            row
+            for row in self.ml_backends(project_id)
+            if row.get("title") == title
+            and row["url"].rstrip("/") != url.rstrip("/")
+            and urlsplit(row["url"]).hostname in ("127.0.0.1", "localhost", "::1")
+            and (answering or row.get("state") in ("DI", "ER"))
+        ]
+        if not moved:
+            return
+        version = self.project(project_id).get("model_version")
+        hooks = {f"{row['url'].rstrip('/')}/webhook" for row in moved}
+        for row in moved:
+            self.disconnect_ml(row["id"])
+        for hook in self.webhooks(project_id):
+            if hook["url"] in hooks:
+                self._call("DELETE", f"/api/webhooks/{hook['id']}/")
+        if version:  # Label Studio forgets it with a model of this title, though another has the same
+            self.update_project(project_id, model_version=version)
 
     def webhooks(self, project_id: int) -> list[Json]:
         return self._list("GET", "/api/webhooks/", params={"project": project_id})

@@ -108,9 +108,13 @@ def _app(studio: FakeStudio) -> Flask:
     def projects() -> ResponseReturnValue:
         return jsonify(results=list(studio.projects.values()), next=None)
 
-    @app.get("/api/projects/<int:number>")
+    @app.route("/api/projects/<int:number>", methods=["GET", "PATCH"])
     def project(number: int) -> ResponseReturnValue:
-        return jsonify(studio.projects[number]) if number in studio.projects else _gone()
+        if number not in studio.projects:
+            return _gone()
+        if request.method == "PATCH":
+            studio.projects[number] |= request.get_json()
+        return jsonify(studio.projects[number])
 
     @app.get("/api/tasks")
     def tasks() -> ResponseReturnValue:
@@ -151,14 +155,25 @@ def _app(studio: FakeStudio) -> Flask:
             return jsonify(model), 201
         return jsonify(of_project(studio.models))
 
+    @app.delete("/api/ml/<int:number>")
+    def model(number: int) -> ResponseReturnValue:
+        gone = studio.models.pop(number)
+        of = studio.projects[gone["project"]]
+        if of.get("model_version") == gone.get("title"):  # as Label Studio does
+            of["model_version"] = ""
+        return "", 204
+
     @app.route("/api/webhooks", methods=["GET", "POST"])
     def webhooks() -> ResponseReturnValue:
         if request.method == "POST":
             return jsonify(added(studio.webhooks)), 201
         return jsonify(of_project(studio.webhooks))
 
-    @app.patch("/api/webhooks/<int:number>")
+    @app.route("/api/webhooks/<int:number>", methods=["PATCH", "DELETE"])
     def webhook(number: int) -> ResponseReturnValue:
+        if request.method == "DELETE":
+            del studio.webhooks[number]
+            return "", 204
         studio.webhooks[number] |= request.get_json()
         return jsonify(studio.webhooks[number])
 

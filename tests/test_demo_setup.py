@@ -10,9 +10,10 @@ import pytest
 from flask import Flask
 
 from lookalike.errors import SetupError
+from lookalike.label_studio import LabelStudio
 from lookalike.settings import Settings
 from tests.services import free_port
-from tests.studio import served
+from tests.studio import TOKEN, running_studio, served
 from workers import demo, keyframes
 
 
@@ -82,6 +83,18 @@ def test_is_up__only_what_answers_200_and_without_a_proxy(monkeypatch: pytest.Mo
         health["status"] = HTTPStatus.SERVICE_UNAVAILABLE
         assert not demo.is_up(url)
     assert not demo.is_up(url)
+
+
+def test_set_up_project__moves_its_model_to_another_port(tmp_path: Path) -> None:
+    with running_studio() as fake, LabelStudio(fake.url, TOKEN) as studio:
+        fake.add_project(1, "<View/>")
+        fake.projects[1] |= {"title": demo.TITLE, "model_version": "lookalike-x"}
+        for port in (29090, 29092, 29092):
+            settings = Settings(data_dir=tmp_path, port=port)
+            demo.set_up_project(studio, settings, "<View/>", [], "lookalike-x")
+            assert [model["url"] for model in fake.models.values()] == [f"http://127.0.0.1:{port}"]
+            assert [hook["url"] for hook in fake.webhooks.values()] == [f"http://127.0.0.1:{port}/webhook"]
+        assert fake.projects[1]["model_version"] == "lookalike-x"
 
 
 def test_find_clips__by_suffix_in_order_also_below(tmp_path: Path) -> None:

@@ -116,6 +116,14 @@ def test_token__refused_for_good_says_so(fake: FakeServer) -> None:
     assert len(fake.asked) == 4  # refresh, try, refresh, try
 
 
+def test_address__of_another_program(fake: FakeServer) -> None:
+    fake.answers = [(404, {"detail": "no"})] * 2
+    client = LabelStudio(fake.url, "a" * 40)
+    for ask in (client.whoami, client.version):
+        with pytest.raises(LabelStudioNotFound, match=r"^no Label Studio answers at http"):
+            ask()
+
+
 def test_token__revoked_personal_token_says_what_to_do(fake: FakeServer) -> None:
     fake.refresh = (401, {"detail": "Token is blacklisted"})
     with pytest.raises(LabelStudioRefused, match=r"revoked .* Account & Settings"):
@@ -417,6 +425,23 @@ def test_real__connect_ml_and_webhook_with_headers(client: LabelStudio, project:
     assert [h["id"] for h in client.webhooks(project)] == [hook["id"]]
     client.import_tasks(project, [{"video": "http://x.example/a.mp4"}])
     assert ("POST", "/webhook", "Basic dXNlcjpwYXNz") in fake.asked
+
+
+@pytest.mark.e2e
+def test_real__a_backend_that_moved_to_another_port(client: LabelStudio, project: int, fake: FakeServer) -> None:
+    fake.answers = [(200, {"status": "UP", "model_version": "v1"})]
+    before = FakeServer()
+    before.answers = fake.answers
+    client.connect_ml(project, before.url, "Lookalike")
+    before.close()
+    row = client.connect_ml(project, fake.url, "Lookalike")
+    assert client.project(project)["model_version"] == "Lookalike"
+    client.disconnect_moved_ml(project, fake.url, "Somebody's")
+    assert len(client.ml_backends(project)) == 2
+    client.disconnect_moved_ml(project, fake.url, "Lookalike")
+    assert [left["id"] for left in client.ml_backends(project)] == [row["id"]]
+    assert [hook["url"] for hook in client.webhooks(project)] == [fake.url + "/webhook"]
+    assert client.project(project)["model_version"] == "Lookalike"
 
 
 @pytest.mark.e2e

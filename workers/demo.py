@@ -104,6 +104,8 @@ def set_up_project(
     if not any(backend["url"] == settings.backend_url for backend in studio.ml_backends(project["id"])):
         auth = (settings.basic_auth_user, settings.basic_auth_pass) if settings.basic_auth_user else None
         studio.connect_ml(project["id"], settings.backend_url, title, auth)
+    # started before with other ports: Label Studio asks only the first of a project's models
+    studio.disconnect_moved_ml(project["id"], settings.backend_url, title, answering=True)
     # Label Studio stores an upload as <8 hex digits>-<its name, some characters replaced>
     imported = settings.data_dir / "imported.json"
     known: dict[str, list[str]] = json.loads(imported.read_text()) if imported.exists() else {}
