@@ -14,6 +14,7 @@ import requests
 from lookalike import wire
 from lookalike.companion import described
 from lookalike.errors import LabelConfigError, LabelStudioError, LookalikeError
+from lookalike.folder import check_there
 from lookalike.label_studio import LabelStudio
 from lookalike.queue import Queue, redis_url
 from lookalike.records import Json
@@ -37,10 +38,15 @@ class Finding:
 @click.option("--label-studio", "label_studio_url", help="Address of Label Studio.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where everything is kept.  [default: .lookalike]")
 @click.option("--project", type=int, help="Look at this project only.")
-@click.option("--connect", is_flag=True, help="Connect the project to the backend, if it is not.")
+@click.option(
+    "--connect",
+    is_flag=True,
+    help="Connect the project to the backend, if it is not, and drop an address where the backend was before.",
+)
 def command(label_studio_url: str | None, data_dir: Path | None, project: int | None, connect: bool) -> None:
     """Look at every part of the connection; exit status 1 if anything is wrong."""
     settings = Settings.from_environment(label_studio_url=label_studio_url, data_dir=data_dir).or_demo()
+    check_there(settings)
     wrong = False
     for finding in examine(settings, project, connect=connect):
         click.echo(str(finding))
@@ -130,10 +136,14 @@ def _project(studio: LabelStudio, settings: Settings, project: Json, *, connect:
         )
     backends = studio.ml_backends(project["id"])
     ours = [backend for backend in backends if backend["url"].rstrip("/") == settings.backend_url]
-    if not ours and connect:
+    if connect:
         auth = (settings.basic_auth_user, settings.basic_auth_pass) if settings.basic_auth_user else None
+        title = wire.model_version(settings.embedder)
         try:
-            ours = [studio.connect_ml(project["id"], settings.backend_url, wire.model_version(settings.embedder), auth)]
+            if not ours:
+                ours = [studio.connect_ml(project["id"], settings.backend_url, title, auth)]
+            studio.disconnect_moved_ml(project["id"], settings.backend_url, title)
+            backends = studio.ml_backends(project["id"])
         except LabelStudioError as error:
             yield Finding(subject, str(error))
             return
@@ -145,7 +155,8 @@ def _project(studio: LabelStudio, settings: Settings, project: Json, *, connect:
             f"address, or: lookalike doctor --project {project['id']} --connect",
         )
         return
-    if backends[:1] and backends[0]["url"].rstrip("/") != settings.backend_url:
+    first = not backends or backends[0]["url"].rstrip("/") == settings.backend_url
+    if not first:
         yield Finding(
             subject, f"Label Studio asks only the first of its models, {backends[0]['url']}; disconnect that one"
         )
@@ -153,7 +164,7 @@ def _project(studio: LabelStudio, settings: Settings, project: Json, *, connect:
     if state not in ("CO", "Connected", ""):
         why = ours[0].get("error_message") or "no reason given"
         yield Finding(subject, f"Label Studio says that the model is {state}: {why}")
-    fact = f"connected, fills {config.control_tag} {config.from_name!r}"
+    fact = f"connected{'' if first else ', though not asked'}, fills {config.control_tag} {config.from_name!r}"
     yield _webhook(studio, settings, project, fact, "then disconnect and connect the model again")
 
 

@@ -14,6 +14,7 @@ from backend.app import create_app
 from lookalike import wire
 from lookalike.companion import describe
 from lookalike.doctor import command, examine
+from lookalike.errors import SettingsError
 from lookalike.label_config import shipped_config
 from lookalike.labels import Companion
 from lookalike.settings import Settings
@@ -141,6 +142,41 @@ def test_examine__another_model_stands_before_ours(settings: Settings, studio: F
     assert any("asks only the first of its models, http://other:9090; disconnect" in line for line in said(settings))
 
 
+def test_examine__connect_drops_an_address_where_the_backend_was_before(settings: Settings, studio: FakeStudio) -> None:
+    title = wire.model_version(settings.embedder)
+    studio.add_project(1, TIMELINE)
+    studio.projects[1]["model_version"] = title
+    old = {"id": 1, "project": 1, "url": "http://127.0.0.1:1", "title": title, "state": "DI"}
+    studio.models[1] = old
+    studio.webhooks[1] = {"id": 1, "project": 1, "url": "http://127.0.0.1:1/webhook"}
+    studio.webhooks[2] = {"id": 2, "project": 1, "url": "http://127.0.0.1:2/webhook"}
+    assert said(settings, connect=True)[-1].startswith("ok     project 1 'project 1': connected, fills")
+    assert [model["url"] for model in studio.models.values()] == [settings.backend_url]
+    hooks = [hook["url"] for hook in studio.webhooks.values()]
+    assert hooks == ["http://127.0.0.1:2/webhook", f"{settings.backend_url}/webhook"]
+    assert studio.projects[1]["model_version"] == title
+
+    ours = studio.models.popitem()[1]
+    studio.models |= {1: old, 2: ours | {"id": 2}}  # both: as an earlier version left it
+    assert not any(line.startswith("wrong") for line in said(settings, connect=True))
+    assert [model["url"] for model in studio.models.values()] == [settings.backend_url]
+
+
+@pytest.mark.parametrize(
+    "other", [{"title": "Somebody's"}, {"url": "http://other:9090"}, {"state": "CO"}], ids=["title", "host", "answers"]
+)
+def test_examine__connect_leaves_models_of_others(
+    settings: Settings, studio: FakeStudio, other: dict[str, str]
+) -> None:
+    studio.add_project(1, TIMELINE)
+    ours = {"url": "http://127.0.0.1:1", "title": wire.model_version(settings.embedder), "state": "DI"}
+    studio.models[1] = {"id": 1, "project": 1, **ours, **other}
+    wrong, connected = said(settings, connect=True)[-2:]
+    assert wrong.endswith("; disconnect that one")
+    assert "connected, though not asked, fills" in connected
+    assert len(studio.models) == 2
+
+
 def test_examine__label_studio_cannot_reach_the_model(settings: Settings, studio: FakeStudio) -> None:
     studio.add_project(1, TIMELINE)
     connect(studio, settings)
@@ -208,3 +244,9 @@ def test_command__exit_status_says_whether_anything_is_wrong(
     assert (wrong.exit_code, "is not connected" in wrong.stdout) == (1, True)
     mended = CliRunner().invoke(command, ["--project", "1", "--connect"])
     assert (mended.exit_code, "wrong" in mended.stdout) == (0, False)
+
+
+def test_command__writes_nothing_where_nothing_is(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"there is no .*nowhere yet; name the folder"):
+        CliRunner().invoke(command, ["--data-dir", str(tmp_path / "nowhere")], catch_exceptions=False)
+    assert not (tmp_path / "nowhere").exists()
