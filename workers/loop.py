@@ -118,7 +118,10 @@ def guess(
         if keyframe in alive - taken and category in categories and (keyframe, category) not in withdrawn:
             proposals.append(Proposal(keyframe, category, settings.promise, (), "proposed"))
     taken |= {p.keyframe for p in proposals}
-    restored = {p.keyframe: p for p in store.labels.brought_back(project) if p.keyframe in alive}
+    given = {label.category for label in labels}
+    restored = {
+        p.keyframe: p for p in store.labels.brought_back(project) if p.keyframe in alive and p.category in given
+    }
     for p in found.proposed:
         if p.keyframe_id in taken:
             continue
@@ -128,7 +131,7 @@ def guess(
             proposals.append(Proposal(p.keyframe_id, p.category, round(p.score, 3), p.nearest, "unsure"))
     taken |= {p.keyframe for p in proposals}
     # an undoing holds until a person answers, or we come to propose something else
-    proposals += [p for keyframe, p in sorted(restored.items()) if keyframe not in taken and p.category in categories]
+    proposals += [p for keyframe, p in sorted(restored.items()) if keyframe not in taken]
     taken |= restored.keys()
     for g in found.open:
         if g.keyframe_id not in taken and g.score >= _UNSURE:

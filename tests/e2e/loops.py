@@ -67,7 +67,8 @@ class Loop:
         deadline = time.monotonic() + until_s
         while time.monotonic() < deadline:
             waiting = [row for row in self.store.ledger.rows() if row.state in ("due", "running")]
-            assert [row for row in self.store.ledger.rows() if row.state == "failed"] == []
+            failed = [f"{row.kind}: {row.error}" for row in self.store.ledger.rows() if row.state == "failed"]
+            assert not failed, failed
             if not waiting:
                 return
             for row in self.store.ledger.due(kinds or tuple({row.kind for row in waiting}), 10):
