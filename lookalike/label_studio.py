@@ -289,7 +289,12 @@ class LabelStudio:
         return {version: count for version, count in found.items() if count}  # the chosen one is told even with none
 
     def predictions(self, task_id: int) -> list[Json]:
-        return self._list("GET", "/api/predictions/", params={"task": task_id})
+        try:
+            return self._list("GET", "/api/predictions/", params={"task": task_id})
+        except LabelStudioError as error:
+            if "Select a valid choice" in str(error):  # 1.23.2 calls a task that is gone a wrong choice, with a 400
+                raise LabelStudioNotFound(f"Label Studio has no task {task_id}; it was deleted") from None
+            raise
 
     def create_prediction(self, task_id: int, prediction: Json) -> Json:
         """Not to be repeated: Label Studio keeps every row it is sent. See `put_prediction`."""

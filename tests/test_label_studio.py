@@ -445,6 +445,13 @@ def test_real__a_backend_that_moved_to_another_port(client: LabelStudio, project
 
 
 @pytest.mark.e2e
+def test_real__predictions_of_a_task_that_is_gone(client: LabelStudio, project: int) -> None:
+    [task] = client.import_tasks(project, [{"data": {"video": "/a.mp4"}}])
+    client._call("DELETE", f"/api/tasks/{task}/")
+    with pytest.raises(LabelStudioNotFound, match=f"no task {task}"):
+        client.predictions(task)
+
+
 def test_real__unreachable_backend_is_not_connected(client: LabelStudio, project: int) -> None:
     with pytest.raises(LabelStudioError):
         client.connect_ml(project, f"http://127.0.0.1:{free_port()}", "Lookalike")

@@ -292,7 +292,11 @@ def show(
         _set_fields(studio, store, known, shown, early)
     for task in in_place:
         nothing = held.get(task) or wire.prediction([], None, version)
-        studio.put_prediction(task, bodies.get(task, nothing), family=wire.MODEL_FAMILY)
+        try:
+            studio.put_prediction(task, bodies.get(task, nothing), family=wire.MODEL_FAMILY)
+        except LabelStudioNotFound:
+            log.info("task %s is gone", task)  # the next whole listing is without it
+            continue
         remember([task])
     if known.tabs:
         _set_fields(studio, store, known, shown, {task: wanted[task] for task in in_place})
