@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from flask import Blueprint, Response, abort, current_app, jsonify, request
+from flask import Blueprint, Response, jsonify, request
 
-from backend import access, openapi, searches
-from backend.contract import Services
+from backend import openapi, pages, searches
 from lookalike.errors import NotYet, RequestError
 from lookalike.records import Json
-from lookalike.store import Project
 
 _ASK_AGAIN_S = 1
 #: base64 takes four characters for three bytes
@@ -32,23 +30,23 @@ def blueprint() -> Blueprint:
 
     @routes.get("/api/projects/<int:label_studio_id>/similar")
     def get_similar(label_studio_id: int) -> Json:
-        project = _project(label_studio_id)
-        return searches.search(_services(), project, _from_query())
+        project = pages.project_of(label_studio_id)
+        return searches.search(pages.services(), project, _from_query())
 
     @routes.post("/api/projects/<int:label_studio_id>/similar")
     def post_similar(label_studio_id: int) -> Json:
-        project = _project(label_studio_id)
+        project = pages.project_of(label_studio_id)
         request.max_content_length = MOST_BYTES
-        return searches.search(_services(), project, sent())
+        return searches.search(pages.services(), project, sent())
 
     @routes.get("/api/projects/<int:label_studio_id>/similar/tabs")
     def get_tabs(label_studio_id: int) -> Json:
-        return searches.tabs(_services(), _project(label_studio_id).uid)
+        return searches.tabs(pages.services(), pages.project_of(label_studio_id).uid)
 
     @routes.post("/api/projects/<int:label_studio_id>/similar/tabs")
     def post_tab(label_studio_id: int) -> tuple[Json, int]:
-        project = _project(label_studio_id)
-        searches.ask_tab(_services(), project.uid, sent())
+        project = pages.project_of(label_studio_id)
+        searches.ask_tab(pages.services(), project.uid, sent())
         return {"state": "working", "message": "the tab is being made; see GET for its address"}, 202
 
     routes.register_error_handler(NotYet, not_yet)
@@ -70,18 +68,6 @@ def sent() -> Any:
         raise RequestError("the body is nested too deeply") from None
     except ValueError as error:
         raise RequestError(f"the body is no JSON: {error}") from None
-
-
-def _services() -> Services:
-    found: Services = current_app.extensions["lookalike"]
-    return found
-
-
-def _project(label_studio_id: int) -> Project:
-    found = _services().store.project(access.require_project(label_studio_id))
-    if found is None:
-        abort(404, f"project {label_studio_id} was deleted a moment ago")
-    return found
 
 
 def _no_number(name: str) -> float:

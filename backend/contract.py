@@ -28,6 +28,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from backend import searches
+from backend.clusterings import Clusterings
 from backend.metrics import Metrics
 from lookalike import wire
 from lookalike.errors import LabelConfigError, LookalikeError, QueueError, RequestError, StoreError
@@ -87,6 +88,7 @@ class Services:
 
     def __post_init__(self) -> None:
         self.finder = Finder(self.store, self.settings)
+        self.clusterings = Clusterings(self.store, self.finder)
 
     @property
     def model_version(self) -> str:

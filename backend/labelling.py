@@ -18,6 +18,7 @@ from lookalike.errors import LabelStudioError, LabelStudioNotFound, RequestError
 from lookalike.label_studio import LabelStudio
 from lookalike.labels import Companion, Source
 from lookalike.records import Json, LabelConfig
+from lookalike.said import categories_of
 from lookalike.store import Store
 
 #: annotations that one request writes or takes back at most: about a second on SQLite
@@ -43,7 +44,7 @@ class Place:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        return tuple(category for category in self.config.categories if category != self.config.reserved)
+        return categories_of(self.config)
 
 
 @dataclass(slots=True)

@@ -62,9 +62,8 @@ def blueprint() -> Blueprint:
 
 def _drawn(project: Project) -> tuple[Map | None, Clustering | None]:
     here = pages.services()
-    model = here.store.serving(project.uid, here.settings.embedder)
-    found = here.store.clustering(project.uid, model)
-    return here.store.maps.get(project.uid, model), found[0] if found else None
+    now = here.clusterings.now(project.uid)
+    return here.store.maps.get(project.uid, now.model), here.clusterings.get(project.uid, now)
 
 
 def _state(project: Project) -> dict[str, object]:

@@ -258,16 +258,14 @@ def project_of(label_studio_id: int) -> Project:
     """The project, if the person may see it; 404 if not. For views whose template extends layout.html."""
     found = services().store.project(access.require_project(label_studio_id))
     if found is None:
-        abort(404, "the project was deleted a moment ago")
+        abort(404, f"project {label_studio_id} was deleted a moment ago")
     g.project = found  # for the page of an error
     return found
 
 
 def tiles(project: Project, ids: Sequence[int]) -> list[Tile]:
     """These keyframes for the macro `tile`, in this order; those that are gone or another project's are left out."""
-    here = services()
-    found = here.store.clustering(project.uid, here.store.serving(project.uid, here.settings.embedder))
-    return access.access().views.tiles(project, ids, found[0] if found else None)
+    return access.access().views.tiles(project, ids, services().clusterings.get(project.uid))
 
 
 def choices_of(project: Project) -> dict[str, Any]:

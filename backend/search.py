@@ -78,15 +78,15 @@ def takes_words(embedder: str) -> bool:
 def _filters(project: Project) -> dict[str, Any]:
     """Clusters as (name, title, size), the largest first, and videos as (task, name); None where they are too many."""
     here = pages.services()
-    found = here.store.clustering(project.uid, here.store.serving(project.uid, here.settings.embedder))
-    if found is None:
+    grouped = here.clusterings.get(project.uid)
+    if grouped is None:
         return {"clusters": [], "videos": []}
-    numbers, sizes = np.unique(found[0].clusters, return_counts=True)
+    numbers, sizes = np.unique(grouped.clusters, return_counts=True)
     clusters = [
-        (cluster_name(number), found[0].names.get(number, ""), size)
+        (cluster_name(number), grouped.names.get(number, ""), size)
         for number, size in sorted(zip(numbers.tolist(), sizes.tolist(), strict=True), key=lambda one: -one[1])
     ]
-    video_ids, _ = split_keyframe_id(found[0].keyframe_ids)  # type: ignore[arg-type]
+    video_ids, _ = split_keyframe_id(grouped.keyframe_ids)  # type: ignore[arg-type]
     if len(np.unique(video_ids)) > _LISTED:
         return {"clusters": clusters, "videos": None}
     videos = [(video.task, video_name(video.url)) for video in here.store.videos(project.uid)]

@@ -20,6 +20,7 @@ from flask.typing import ResponseReturnValue
 from numpy.typing import NDArray
 
 from backend import access, labelling, pages
+from backend.clusterings import Moment
 from backend.groups import Groups, preview
 from lookalike import edits
 from lookalike.edits import Edit
@@ -27,10 +28,9 @@ from lookalike.errors import RequestError
 from lookalike.finder import MOST, Wanted
 from lookalike.grouping import Numbers, divide, middles, unit
 from lookalike.ledger import Kind
-from lookalike.questions import Questions
 from lookalike.records import Clustering, cluster_name, split_keyframe_id
 from lookalike.store import Project
-from lookalike.views import Tile, Views
+from lookalike.views import Tile
 
 #: clusters on a page, and members of each that are shown beside its centroid
 _CLUSTERS = 20
@@ -126,27 +126,27 @@ class Boards:
     """The boards of the projects that people look at, each as it is now. Shared by threads."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, Board | None]] = {}
+        self._known: dict[str, tuple[Moment, Board]] = {}
         self._lock = threading.Lock()
 
     def get(self, project: Project) -> Board | None:
         """None before the first clustering."""
-        store, model = pages.services().store, _model(project)
-        stamp = f"{model} {Questions(store.engine).revision(project.uid)} {store.edits.stamp(project.uid)}"
+        here = pages.services()
+        now = here.clusterings.now(project.uid)
         with self._lock:
-            at, board = self._known.get(project.uid, ("", None))
-        if at == stamp:
-            return board
-        found = store.clustering(project.uid, model)
-        if found is None:
+            known = self._known.get(project.uid)
+        if known is not None and known[0] == now:
+            return known[1]
+        grouped = here.clusterings.get(project.uid, now)
+        if grouped is None:
             return None
-        said = Questions(store.engine).labelled(project.uid)
+        said = here.store.questions.labelled(project.uid)
         labelled = [(keyframe, category) for keyframe, categories in said.items() for category in categories]
-        board = Board.of(found[0], labelled, store.edits.proposed(project.uid))
+        board = Board.of(grouped, labelled, here.store.edits.proposed(project.uid))
         with self._lock:
             while len(self._known) >= _BOARDS:
                 self._known.pop(next(iter(self._known)))
-            self._known[project.uid] = (stamp, board)
+            self._known[project.uid] = (now, board)
         return board
 
 
@@ -512,8 +512,7 @@ def _board(boards: Boards, project: Project) -> Board:
 
 
 def _model(project: Project) -> str:
-    here = pages.services()
-    return here.store.serving(project.uid, here.settings.embedder)
+    return pages.services().finder.model_of(project.uid)
 
 
 def _groups(project: Project, board: Board) -> Groups:
@@ -536,7 +535,7 @@ def _halves(project: Project, model: str, keyframes: Sequence[int], vectors: NDA
 
 
 def _tiles(project: Project, board: Board | None, ids: Sequence[int]) -> list[Tile]:
-    return Views(pages.services().store.engine).tiles(project, ids, board.grouped if board else None)
+    return access.access().views.tiles(project, ids, board.grouped if board else None)
 
 
 def _vectors(model: str, keyframes: Sequence[int]) -> dict[int, NDArray[np.float32]]:
@@ -544,7 +543,7 @@ def _vectors(model: str, keyframes: Sequence[int]) -> dict[int, NDArray[np.float
     wanted = set(keyframes)
     videos = sorted({split_keyframe_id(keyframe)[0] for keyframe in wanted})
     found = {}
-    for _, ids, matrix in Questions(pages.services().store.engine).vectors(model, videos):
+    for _, ids, matrix in pages.services().store.questions.vectors(model, videos):
         rows = [row for row, keyframe in enumerate(ids.tolist()) if keyframe in wanted]
         for row, vector in zip(rows, unit(matrix[rows].astype(np.float32)), strict=True):
             found[int(ids[row])] = vector
