@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookalike.errors import NotYet, RequestError
+from lookalike.grouping import unit
 from lookalike.questions import Question, Revision
 from lookalike.settings import Settings
-from lookalike.similarity import Index, Query, Vectors, View, query_of, unit, with_words
+from lookalike.similarity import Index, Query, Vectors, View, query_of, with_words
 from lookalike.store import Store
 
 #: results that may be asked for at once

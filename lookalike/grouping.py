@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,9 +194,10 @@ def middles(points: Points, numbers: Numbers, count: int) -> Points:
     return unit(sums)
 
 
-def unit(points: Points) -> Points:
-    """The points with length 1; those of length 0 as they are."""
-    lengths = np.sqrt(np.einsum("ij,ij->i", points, points))[:, None]
+def unit(vectors: NDArray[Any]) -> Points:
+    """(n, d) or (d,) as float32 with length 1; those of length 0 as they are."""
+    points = np.asarray(vectors, np.float32)
+    lengths = np.sqrt(np.einsum("...i,...i->...", points, points))[..., None]
     return np.asarray(points / np.where(lengths > 0, lengths, 1), np.float32)
 
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Connection, Engine, and_, case, delete, func, or_, select, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -26,6 +26,8 @@ from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 
 from lookalike.errors import StoreError
 from lookalike.schema import durations, endings, projects, work
+
+T = TypeVar("T")
 
 Kind = Literal["video", "embed", "cluster", "deliver", "sync", "companion", "propagate", "question", "similar", "map"]
 #: kinds that burn CPU or GPU for long; all others are short and share a queue of their own
@@ -434,7 +436,7 @@ def reader(engine: Engine) -> Engine:
     return engine.execution_options(reads=True)
 
 
-def portions(values: Sequence[int], size: int = 500) -> Iterator[Sequence[int]]:
+def portions(values: Sequence[T], size: int = 500) -> Iterator[Sequence[T]]:
     """A statement takes a bounded number of parameters: 999 in old SQLite."""
     for at in range(0, len(values), size):
         yield values[at : at + size]

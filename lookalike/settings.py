@@ -216,9 +216,13 @@ class Settings:
     def keyframes_dir(self) -> Path:
         return self.data_dir / "keyframes"
 
+    def picture_folder(self, video_id: int) -> Path:
+        """Where the pictures of a video's keyframes lie, on the machine that has worked on it."""
+        return self.keyframes_dir / f"{video_id:09d}"
+
     def picture_path(self, video_id: int, frame_index: int) -> Path:
-        """Where a keyframe's picture lies, on the machine that has worked on the video."""
-        return self.keyframes_dir / f"{video_id:09d}" / f"{frame_index:07d}.jpg"
+        """Where a keyframe's picture lies."""
+        return self.picture_folder(video_id) / f"{frame_index:07d}.jpg"
 
 
 def table() -> str:

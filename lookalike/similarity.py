@@ -33,6 +33,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from lookalike.grouping import unit
 from lookalike.records import split_keyframe_id
 
 Vectors = NDArray[np.float32]  # (n, d)
@@ -164,12 +165,6 @@ def with_words(query: Query | None, words: Vectors, background: Background) -> Q
     vector = in_units(query.vector) + in_units(words)
     zero = float(vector @ background.mean)
     return _scaled(vector, zero, zero + 6.0)  # three times the spread of each
-
-
-def unit(vectors: NDArray[Any]) -> Vectors:
-    """(n, d) or (d,) float32, rows of length 1."""
-    rows = vectors.astype(np.float32)
-    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12), np.float32)
 
 
 def _scaled(vector: Vectors, zero: float, one: float) -> Query:

@@ -15,6 +15,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
+from lookalike.grouping import unit
 from lookalike.labels import LabelRow, Proposal, Run
 from lookalike.ledger import Claim, Kind
 from lookalike.records import Clustering, Embeddings, Extraction, Keyframe, VideoFacts, keyframe_id
@@ -72,7 +73,7 @@ def seed(
     if pictures is None:
         truth = list(range(len(categories)))
         pictures = [_plain(n) for n in range(len(categories))]
-    middles = _unit(random.normal(size=(max(len(categories), *(truth or [0])) + 1, dim)))
+    middles = unit(random.normal(size=(max(len(categories), *(truth or [0])) + 1, dim)))
     all_ids, all_truth, all_vectors = [], [], []
     for video in store.videos(project.uid):
         ids, found, kinds = [], [], []
@@ -99,7 +100,7 @@ def seed(
             kinds.append(kind)
             if pictures:
                 settings.picture_path(video.id, frame).write_bytes(pictures[at])
-        vectors = _unit(middles[kinds] + 0.5 * dim**-0.5 * random.normal(size=(keyframes, dim)))
+        vectors = unit(middles[kinds] + 0.5 * dim**-0.5 * random.normal(size=(keyframes, dim)))
         facts = VideoFacts(Fraction(25), keyframes * 25, float(keyframes), 320, 200)
         prints = tuple(int(n) for n in random.integers(-(2**62), 2**62, keyframes))
         embeddings = Embeddings(np.asarray(ids), vectors, settings.embedder)
@@ -155,7 +156,3 @@ def _plain(number: int) -> bytes:
         out, "JPEG"
     )
     return out.getvalue()
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)

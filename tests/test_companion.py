@@ -10,8 +10,9 @@ import pytest
 from lookalike import wire
 from lookalike.labels import LabelRow, Proposal
 from lookalike.records import Clustering, Keyframe, keyframe_id
+from lookalike.said import Said, representatives, settle
 from workers import companion
-from workers.companion import Said, fold, name, representatives, settle, task_data, title, video_name
+from workers.companion import fold, name, task_data, title
 from workers.timeline import cluster_segments, compose, describe_members
 
 A, B, C, D = (keyframe_id(video, frame) for video, frame in ((1, 3), (1, 9), (2, 3), (3, 3)))
@@ -65,7 +66,7 @@ def test_tabs__use_only_what_the_page_knows() -> None:
     ],
 )
 def test_video_name(url: str, shown: str) -> None:
-    assert video_name(url) == shown
+    assert wire.video_name(url) == shown
 
 
 def test_task_data__a_file_name_is_no_markup() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,7 @@ from tests.services import free_port
 from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio, served
 from workers import clustering, jobs
 from workers.embedders import Embedder, Picture, Vectors, open_embedder
-from workers.jobs import Workplace, picture_folder, regroup
+from workers.jobs import Workplace, regroup
 
 UID = wire.project_uid(1, CREATED_AT)
 TIMELINE = shipped_config("video_timeline")
@@ -167,7 +166,7 @@ def test_video_then_cluster__the_timeline_is_covered(opened: Open) -> None:
     assert (stored.frame_count, stored.duration_s, stored.width_px, stored.height_px) == (120, 4.8, 320, 180)
     frames = place.store.keyframes([video])[video]
     assert [(frame.first_frame, frame.last_frame) for frame in frames] == [(0, 39), (40, 79), (80, 119)]
-    pictures = sorted(path.name for path in picture_folder(place.settings, video).iterdir())
+    pictures = sorted(path.name for path in place.settings.picture_folder(video).iterdir())
     assert pictures == [f"{frame.frame_index:07d}.jpg" for frame in frames]
     vectors = place.store.load_embeddings(UID, "efficientnet-lite0")
     assert vectors.keyframe_ids.tolist() == [frame.id for frame in frames]
@@ -203,7 +202,7 @@ def test_video__twice_changes_nothing(place: Workplace) -> None:
 
     def everything() -> tuple[Any, ...]:
         vectors, (grouped, fitted) = place.store.load_embeddings(UID, model), place.store.clustering(UID, model) or ()
-        pictures = {path.name: path.read_bytes() for path in picture_folder(place.settings, video).iterdir()}
+        pictures = {path.name: path.read_bytes() for path in place.settings.picture_folder(video).iterdir()}
         return (
             place.store.keyframes([video]),
             vectors.keyframe_ids.tolist(),
@@ -506,7 +505,7 @@ def test_deliver__task_gone_forgets_the_video(opened: Open, studio: FakeStudio) 
     [video] = clustered(place, 5)
     jobs.deliver(row_of(place, "deliver", video).id)
     assert place.store.videos(UID) == []
-    assert not picture_folder(place.settings, video).exists()
+    assert not place.settings.picture_folder(video).exists()
     assert row_of(place, "cluster").state == "due"
 
 
@@ -524,8 +523,8 @@ def test_sync__finds_new_tasks_and_forgets_those_that_are_gone(opened: Open, stu
     assert place.store.videos(UID, [7])[0].data == {"video": "/data/local-files/?d=7.mp4", "other": 1}
     assert row_of(place, "video", place.store.videos(UID, [7])[0].id).state == "due"
     assert row_of(place, "video", kept).state == "done"
-    assert not picture_folder(place.settings, gone).exists()
-    assert picture_folder(place.settings, kept).exists()
+    assert not place.settings.picture_folder(gone).exists()
+    assert place.settings.picture_folder(kept).exists()
     assert row_of(place, "cluster").state == "due"
     assert studio.webhooks == {}
 
@@ -605,7 +604,7 @@ def test_sync__a_deleted_project_is_forgotten(opened: Open, studio: FakeStudio, 
     jobs.sync(row_of(place, "sync").id)
     assert place.store.projects() == []
     assert place.store.video(video) is None
-    assert not picture_folder(place.settings, video).exists()
+    assert not place.settings.picture_folder(video).exists()
 
 
 def test_sync__label_studio_down_forgets_nothing(
@@ -639,7 +638,7 @@ def test_sync__webhook_carries_our_login(opened: Open, studio: FakeStudio) -> No
 def test_sweep_pictures__only_of_videos_that_nobody_knows(place: Workplace) -> None:
     known = add_clip(place, 5, SHORT[:1])
     for video in (known, known + 1):
-        picture_folder(place.settings, video).mkdir(parents=True)
+        place.settings.picture_folder(video).mkdir(parents=True)
     jobs.sweep_pictures(place.store, place.settings)
     assert [path.name for path in place.settings.keyframes_dir.iterdir()] == [f"{known:09d}"]
 
@@ -745,11 +744,6 @@ def test_regroup__a_cluster_whose_centroid_was_removed_gets_another(group: int) 
     grouped, _ = regroup(known, left, at_rest=True, k=2, seed=0)
     members = grouped.keyframe_ids[grouped.clusters == group].tolist()
     assert grouped.centroids[group] in members
-
-
-def test_by__portions() -> None:
-    assert [list(some) for some in jobs._by([1, 2, 3], 2)] == [[1, 2], [3]]  # type: ignore[list-item]
-    assert list(itertools.chain(*jobs._by([], 2))) == []
 
 
 def test_status__a_configuration_without_the_reserved_label_has_nothing_to_show(place: Workplace) -> None:
@@ -937,7 +931,7 @@ def test_embed__the_old_model_serves_until_all_is_there(place: Workplace, embedd
 
 def test_embed__a_picture_that_is_gone_asks_for_its_video(place: Workplace, embedder: Embedder) -> None:
     first, second = clustered(place, 5, 6)
-    next(picture_folder(place.settings, first).iterdir()).unlink()
+    next(place.settings.picture_folder(first).iterdir()).unlink()
     choose(place, Mirrored(embedder))
     ask_again(place, "embed")
     run(place, "embed")
@@ -952,7 +946,7 @@ def test_embed__a_picture_that_is_gone_asks_for_its_video(place: Workplace, embe
 
 def test_embed__a_video_that_is_lost_does_not_hold_up_the_others(place: Workplace, embedder: Embedder) -> None:
     first, _ = clustered(place, 5, 6)
-    next(picture_folder(place.settings, first).iterdir()).unlink()
+    next(place.settings.picture_folder(first).iterdir()).unlink()
     (Path(place.settings.local_files_root) / "5.mp4").unlink()
     choose(place, Mirrored(embedder))
     ask_again(place, "embed")

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import create_engine, update
 
 from lookalike.errors import StoreError
-from lookalike.ledger import KINDS, Claim, ClaimLost, Ledger, Work
+from lookalike.ledger import KINDS, Claim, ClaimLost, Ledger, Work, portions
 from lookalike.schema import videos, work
 from lookalike.store import Project, Store, open_store
 
@@ -450,3 +450,8 @@ def test_take_and_finish__everybody_gets_some(store: Store, store_url: str) -> N
     want(store, "1", "2")
     ids = [w.id for w in store.ledger.rows()]
     assert Counter(take_and_finish(store_url, "a", ids) + take_and_finish(store_url, "b", ids)) == Counter(ids)
+
+
+def test_portions__all_in_order_and_none_of_nothing() -> None:
+    assert [list(some) for some in portions([1, 2, 3], 2)] == [[1, 2], [3]]
+    assert list(portions([], 2)) == []

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lookalike.grouping import unit
 from lookalike.records import keyframe_id
-from lookalike.similarity import Background, Index, Query, Vectors, query_of, unit, with_words
+from lookalike.similarity import Background, Index, Query, Vectors, query_of, with_words
 
 PER_VIDEO = 100
 

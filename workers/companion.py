@@ -17,11 +17,7 @@ from numpy.typing import NDArray
 from lookalike.label_studio import Filter
 from lookalike.labels import Proposal
 from lookalike.records import Clustering, Json, Keyframe, cluster_name, split_keyframe_id
-from lookalike.said import Said as Said
-from lookalike.said import categories_of as categories_of
-from lookalike.said import representatives as representatives
-from lookalike.said import settle as settle
-from lookalike.wire import video_name as video_name
+from lookalike.said import Said
 from workers.timeline import Named, lookup
 
 #: bits of 64 in which the fingerprints of near-duplicates differ at most; four bands of 16 then share at least one

@@ -25,6 +25,7 @@ from lookalike.errors import LabelConfigError, LabelStudioError, LabelStudioNotF
 from lookalike.label_studio import LabelStudio
 from lookalike.labels import Companion, Proposal
 from lookalike.records import Clustering, Json, Keyframe, LabelConfig, cluster_name, split_keyframe_id
+from lookalike.said import categories_of
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, StoredVideo
 from workers import companion, planner, timeline
@@ -96,7 +97,7 @@ def keep_tabs(
     """
     if known.own and settings.keyframes_project == "off" and not known.asked and not known.tabs:
         return known
-    wanted = companion.tabs(companion.categories_of(config), known.prefix)
+    wanted = companion.tabs(categories_of(config), known.prefix)
     tabs = dict(known.tabs)
     for key in [key for key in tabs if key not in wanted]:
         try:
@@ -162,7 +163,7 @@ def keep_tasks(
             similarity[row[leader]],
             centroid=leader in centroids,
             order=places.get(number, _NO_PLACE),
-            video=companion.video_name(video.url),
+            video=wire.video_name(video.url),
             link=_link(settings, project, video),
             page=_page(settings, project, leader),
         )
@@ -311,7 +312,7 @@ def show(
 def _make_project(
     studio: LabelStudio, store: Store, settings: Settings, project: Project, config: LabelConfig
 ) -> Companion:
-    categories = companion.categories_of(config)
+    categories = categories_of(config)
     xml = companion.label_config(categories, wire.category_colours(project.label_config), multiple=config.multiple)
     description = describe(project.uid)
     found = next((p for p in studio.projects() if p.get("description") == description), None)
@@ -331,7 +332,7 @@ def _keep_config(
 
     It keeps those that people have added there, and those that they have used.
     """
-    wanted = companion.categories_of(config)
+    wanted = categories_of(config)
     try:
         have = wire.parse_label_config(at_studio).categories
     except LabelConfigError as error:
@@ -406,8 +407,7 @@ def _upload(
     for at in range(0, len(waiting), 50):
         pictures = []
         for keyframe in waiting[at : at + 50]:
-            video, frame = split_keyframe_id(keyframe)
-            picture = _small_picture(settings.keyframes_dir / f"{video:09d}" / f"{frame:07d}.jpg")
+            picture = _small_picture(settings.picture_path(*split_keyframe_id(keyframe)))
             if picture is not None:
                 pictures.append((f"{keyframe}.jpg", picture))
         urls = studio.upload_pictures(known.label_studio_id, pictures)

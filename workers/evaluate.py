@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from lookalike import wire
 from lookalike.errors import RequestError, SetupError
+from lookalike.grouping import unit
 from lookalike.records import Embeddings, Label
+from lookalike.said import categories_of, representatives, settle
 from lookalike.settings import Settings
 from lookalike.store import Store, open_store
 from lookalike.vectors import VectorFile
 from workers.clustering import article_cluster
-from workers.companion import categories_of, representatives, settle
 from workers.planner import next_to_label
 from workers.propagation import Propagation, build_graph, propagate
 from workers.retrieval import retrieve
@@ -148,8 +149,9 @@ def _article(embeddings: Embeddings, truth: Texts, budget: int, seed: int) -> Re
 
 def _random(embeddings: Embeddings, truth: Texts, budget: int, seed: int) -> Result:
     chosen = np.random.default_rng(seed).permutation(len(truth))[:budget]
-    unit = embeddings.vectors / np.maximum(np.linalg.norm(embeddings.vectors, axis=1, keepdims=True), 1e-12)
-    return _everything("random", budget, truth, chosen, truth[chosen][(unit @ unit[chosen].T).argmax(axis=1)])
+    directions = unit(embeddings.vectors)
+    nearest = (directions @ directions[chosen].T).argmax(axis=1)
+    return _everything("random", budget, truth, chosen, truth[chosen][nearest])
 
 
 def _everything(method: str, budget: int, truth: Texts, chosen: NDArray[np.int64], guess: Texts) -> Result:

@@ -51,7 +51,7 @@ from lookalike.finder import Finder
 from lookalike.grouping import Choice, Fit, Tree, cut
 from lookalike.label_studio import LabelStudio
 from lookalike.labels import Run
-from lookalike.ledger import Claim, ClaimLost, Outcome
+from lookalike.ledger import Claim, ClaimLost, Outcome, portions
 from lookalike.logs import about, trace_id
 from lookalike.maps import Map
 from lookalike.queue import Queue, redis_url
@@ -233,7 +233,7 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
         downloads.mkdir(parents=True, exist_ok=True)
         path = media.fetch(Media(video.project, video.task, video.url), downloads, settings, place.label_studio)
         stage("extracting")
-        pictures = picture_folder(settings, video.id)
+        pictures = settings.picture_folder(video.id)
         try:
             extraction: Extraction = media.run_guarded(
                 find_keyframes,
@@ -267,7 +267,7 @@ def _embed(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
         found = store.keyframes([video.id])[video.id]
         origin = Origin(video.url, task=video.task)
         try:
-            embeddings = embed_keyframes(place.embedder, found, picture_folder(settings, video.id), origin, settings)
+            embeddings = embed_keyframes(place.embedder, found, settings.picture_folder(video.id), origin, settings)
         except MediaError:  # a picture is gone, or the model takes the sound: the video is needed
             again.append(video.id)
             continue
@@ -504,7 +504,7 @@ def _question(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> N
         video = place.store.video(video_id)
         if video is None or video.project != claim.project:
             raise MediaError(f"keyframe {keyframe} is not in this project")
-        return picture_folder(place.settings, video_id) / f"{frame:07d}.jpg"
+        return place.settings.picture_path(video_id, frame)
 
     try:
         vector = answers.vector_of(question, place.embedder, place.settings, picture_of)
@@ -600,7 +600,7 @@ def compose(
     """The prediction of each video, by its id: its timeline cut into segments by category, or by unnamed cluster."""
     members = timeline.describe_members(grouped)
     bodies: dict[int, Json] = {}
-    for some in _by(videos, 200):
+    for some in portions(videos, 200):
         frames = store.keyframes([video.id for video in some])
         for video in some:
             if video.duration_s is None:
@@ -616,10 +616,6 @@ def compose(
     return bodies
 
 
-def picture_folder(settings: Settings, video_id: int) -> Path:
-    return settings.keyframes_dir / f"{video_id:09d}"
-
-
 def sweep_pictures(store: Store, settings: Settings) -> None:
     """Remove the pictures of videos that the ledger no longer knows: a webhook may have removed those."""
     for folder in settings.keyframes_dir.glob("[0-9]*"):
@@ -629,7 +625,7 @@ def sweep_pictures(store: Store, settings: Settings) -> None:
 
 def forget_videos(store: Store, settings: Settings, project: str, tasks: Sequence[int]) -> None:
     for video_id in store.delete_videos(project, tasks) if tasks else []:
-        shutil.rmtree(picture_folder(settings, video_id), ignore_errors=True)
+        shutil.rmtree(settings.picture_folder(video_id), ignore_errors=True)
 
 
 # --- the edge of a job ---
@@ -808,8 +804,3 @@ def _without(grouped: Clustering, gone: NDArray[np.bool_]) -> Clustering:
 
 def _subset(embeddings: Embeddings, chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Embeddings:
     return Embeddings(embeddings.keyframe_ids[chosen], embeddings.vectors[chosen], embeddings.model)
-
-
-def _by(videos: Sequence[StoredVideo], size: int) -> Iterator[Sequence[StoredVideo]]:
-    for at in range(0, len(videos), size):
-        yield videos[at : at + size]

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lookalike.grouping import unit
 from lookalike.labels import Proposal
 from lookalike.records import Clustering, Embeddings, Label, LabelConfig
+from lookalike.said import Said, categories_of, representatives, settle
 from lookalike.settings import Settings
 from lookalike.store import Project, Store
 from workers import companion, planner, timeline
@@ -35,7 +37,7 @@ class Knowledge:
 
     grouped: Clustering
     standing_for: dict[int, int]  # keyframe -> representative
-    agreed: dict[int, companion.Said]
+    agreed: dict[int, Said]
     disputed: set[int]
     answered: set[int]  # of which people have said anything, if only by a category that is gone
 
@@ -50,8 +52,8 @@ def know(store: Store, project: Project, config: LabelConfig, model: str) -> Kno
     use = ~np.isin(grouped.clusters, list(grouped.junk)) | np.isin(grouped.keyframe_ids, [row.keyframe for row in rows])
     tasks, where = store.labels.keyframe_tasks(project.uid), store.labels.companion(project.uid)
     leaders = {k: task.leader for k, task in tasks.items()}
-    standing_for = companion.representatives(grouped.keyframe_ids[use].tolist(), leaders)
-    agreed, disputed = companion.settle(rows, standing_for, companion.categories_of(config), multiple=config.multiple)
+    standing_for = representatives(grouped.keyframe_ids[use].tolist(), leaders)
+    agreed, disputed = settle(rows, standing_for, categories_of(config), multiple=config.multiple)
     annotated = store.labels.readings(project.uid, "video" if where and where.own else "companion")
     answered = agreed.keys() | disputed
     answered |= {standing_for[k] for k, task in tasks.items() if task.task in annotated and k in standing_for}
@@ -71,8 +73,7 @@ def fold(store: Store, project: str, model: str, *, apart: bool = False) -> None
     have = np.isin(ids, embeddings.keyframe_ids)
     rows = np.searchsorted(embeddings.keyframe_ids, ids[have])
     vectors = embeddings.vectors[rows] if have.any() else np.zeros((0, 1), np.float32)
-    vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    store.labels.fold(project, companion.fold(ids[have], fingerprints[have], vectors, known))
+    store.labels.fold(project, companion.fold(ids[have], fingerprints[have], unit(vectors), known))
 
 
 # --- guesses ---
@@ -93,7 +94,7 @@ def guess(
     store: Store, settings: Settings, project: str, config: LabelConfig, knowledge: Knowledge, graph: Graph
 ) -> tuple[list[Proposal], Propagation, list[Label]]:
     """What we think of every keyframe that people have not labelled."""
-    categories = companion.categories_of(config)
+    categories = categories_of(config)
     labels = [
         Label(keyframe, category, said.annotation)
         for keyframe, said in sorted(knowledge.agreed.items(), key=lambda item: item[1].at)
@@ -148,7 +149,7 @@ def name(
         store.labels.proposals(project, "proposed"),
         knowledge.standing_for,
         knowledge.grouped,
-        companion.categories_of(config),
+        categories_of(config),
     )
 
 
@@ -163,5 +164,5 @@ def is_time_to_advise(store: Store, project: str, graph: Graph) -> bool:
 
 def advise(graph: Graph, labels: Sequence[Label], config: LabelConfig, propagation: Propagation) -> str:
     """The planner's sentence."""
-    categories = companion.categories_of(config)
+    categories = categories_of(config)
     return planner.stop_advice(graph, labels, categories, propagation, multiple=config.multiple).text

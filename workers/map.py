@@ -12,6 +12,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
+from lookalike.grouping import unit
 from lookalike.maps import Map
 
 Matrix = NDArray[np.float32]  # (n, d)
@@ -48,14 +49,14 @@ def draw(ids: NDArray[np.int64], points: Matrix, known: Map | None) -> Map:
 
 def components(vectors: Matrix) -> Matrix:
     """(n, 50) principal components of the directions of (n, d) vectors; (n, d) where there are not so many."""
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    if min(unit.shape) <= _COMPONENTS:
-        return np.asarray(unit, np.float32)
-    step = -(-len(unit) // _SAMPLE)
-    sample = unit[::step]
+    directions = unit(vectors)
+    if min(directions.shape) <= _COMPONENTS:
+        return directions
+    step = -(-len(directions) // _SAMPLE)
+    sample = directions[::step]
     middle = sample.mean(axis=0)
     _, axes = np.linalg.eigh(np.cov(sample - middle, rowvar=False))
-    return np.asarray((unit - middle) @ axes[:, : -_COMPONENTS - 1 : -1], np.float32)
+    return np.asarray((directions - middle) @ axes[:, : -_COMPONENTS - 1 : -1], np.float32)
 
 
 def _laid_out(points: Matrix) -> Matrix:

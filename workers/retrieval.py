@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookalike.errors import RequestError
+from lookalike.grouping import unit
 from lookalike.records import Embeddings
-from lookalike.similarity import Background, query_of, unit
+from lookalike.similarity import Background, query_of
 
 #: rows that the background is measured on, as in the index
 _SAMPLE = 4096

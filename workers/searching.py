@@ -26,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookalike.errors import SetupError
+from lookalike.grouping import unit
 from lookalike.records import Embeddings, Extraction, Keyframe, VideoFacts, keyframe_id
 from lookalike.settings import Settings, plain_environment
-from lookalike.similarity import Index, View, query_of, unit
+from lookalike.similarity import Index, View, query_of
 from lookalike.store import Project, Store, open_store
 
 T = TypeVar("T")

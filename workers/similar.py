@@ -22,10 +22,12 @@ from lookalike import wire
 from lookalike.companion import find_project
 from lookalike.errors import LabelConfigError, QueueError, RequestError, SetupError
 from lookalike.finder import Example, Finder, Hit, Wanted, search
+from lookalike.grouping import unit
 from lookalike.queue import Queue, redis_url
 from lookalike.records import cluster_name, cluster_number, split_keyframe_id
+from lookalike.said import categories_of
 from lookalike.settings import Settings, share_cores
-from lookalike.similarity import Index, unit
+from lookalike.similarity import Index
 from lookalike.store import Project, Store, open_store
 from lookalike.views import Views
 from workers import answers, companion, sheet
@@ -275,7 +277,7 @@ def _check_category(project: Project, category: str) -> None:
         config = wire.parse_label_config(project.label_config)
     except LabelConfigError:
         return
-    known = [name for name in config.categories if name != config.reserved]
+    known = categories_of(config)
     if category and category not in known:
         raise RequestError(f"there is no category {category!r}; there are {', '.join(known)}")
 

@@ -24,7 +24,6 @@ from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
 from tests.services import LabelStudioServer, free_port
 from workers import jobs
-from workers.companion import video_name
 
 PICTURES = Path(__file__).parents[3] / "shared" / "data" / "images" / "caltech20"
 CATEGORIES = ("Faces", "Motorbikes", "airplanes", "car_side", "Leopards")
@@ -91,7 +90,7 @@ class Loop:
         data = task["data"]
         if "time" in data:
             return self.truth[data["video"], int(data["time"])]
-        return self.truth[video_name(data["image"])]
+        return self.truth[wire.video_name(data["image"])]
 
     def label(self, task: int, *categories: str, studio: LabelStudio | None = None) -> int:
         """As the editor submits it; the annotation's id. `studio`: as whom."""

@@ -26,7 +26,6 @@ from lookalike.settings import Settings
 from lookalike.store import Store, open_store
 from tests.e2e import loops
 from tests.services import LabelStudioServer, free_port
-from workers.companion import video_name
 from workers.demo import sample_clips
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -214,7 +213,7 @@ def test_display__pictures_labelled_confirmed_and_undone_by_clicking(everything:
     known = it.companion(project)
     assert known.own
 
-    last = it.label(known, 5, lambda data: video_name(data["image"]).split("-")[0])
+    last = it.label(known, 5, lambda data: wire.video_name(data["image"]).split("-")[0])
     seconds = it.until("what follows is shown", lambda: it.state(known, last) == "labelled")
     tabs = {name: it.tab(known, f"confirm {name}") for name in loops.CATEGORIES}
     print(f"{sum(map(len, tabs.values()))} pictures in tabs 2, {seconds:.1f} s after Submit")
