@@ -5,43 +5,19 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from backend.app import create_app
 from lookalike import wire
-from lookalike.settings import Settings
 from lookalike.store import Project
 from tests.gallery import Gallery, claim, label_config, seed
-from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio
+from tests.studio import CREATED_AT, TOKEN, FakeStudio
 
 URL = "/api/projects/7/similar"
 HEADERS = {"Authorization": f"Token {TOKEN}"}
-
-
-@pytest.fixture
-def studio() -> Iterator[FakeStudio]:
-    with running_studio() as running:
-        yield running
-
-
-@pytest.fixture
-def app(studio: FakeStudio, tmp_path: Path) -> Iterator[Flask]:
-    made = create_app(
-        Settings(
-            data_dir=tmp_path,
-            redis_url=f"unix://{tmp_path}/nobody.sock",
-            label_studio_url=studio.url,
-            label_studio_token=TOKEN,
-        )
-    )
-    yield made
-    made.extensions["lookalike"].close()
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +10,12 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from backend.app import create_app
 from lookalike import wire
 from lookalike.maps import Map
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
 from tests.gallery import CATEGORIES, Gallery, claim, label_config, seed
-from tests.studio import CREATED_AT, TOKEN, running_studio
+from tests.studio import CREATED_AT, TOKEN, FakeStudio
 from workers import jobs, media
 from workers.map import components, draw
 
@@ -80,22 +77,8 @@ def test_draw__of_equal_ones() -> None:
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Flask]:
-    with running_studio() as studio:
-        studio.add_project(7, label_config())
-        settings = Settings(
-            data_dir=tmp_path,
-            redis_url=f"unix://{tmp_path}/nobody.sock",
-            label_studio_url=studio.url,
-            label_studio_token=TOKEN,
-        )
-        made = create_app(settings)
-        yield made
-        made.extensions["lookalike"].close()
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
+def client(app: Flask, studio: FakeStudio) -> FlaskClient:
+    studio.add_project(7, label_config())
     program = app.test_client()
     program.environ_base["HTTP_AUTHORIZATION"] = f"Token {TOKEN}"
     return program

@@ -17,13 +17,12 @@ from schemathesis.specs.openapi.checks import (
 )
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
-from backend.app import create_app
 from backend.openapi import DESCRIPTION
 from lookalike import wire
-from lookalike.settings import Settings
 from lookalike.store import Project
 from tests.gallery import seed
 from tests.studio import CREATED_AT, TOKEN, running_studio
+from tests.web import application
 
 PROJECT = 7
 HEADERS = {"Authorization": f"Token {TOKEN}"}
@@ -33,21 +32,12 @@ CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance,
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     folder: Path = tmp_path_factory.mktemp("api")
-    with running_studio() as studio:
-        made = create_app(
-            Settings(
-                data_dir=folder,
-                redis_url=f"unix://{folder}/nobody.sock",
-                label_studio_url=studio.url,
-                label_studio_token=TOKEN,
-            )
-        )
+    with running_studio() as studio, application(studio, folder) as made:
         studio.add_project(PROJECT, "<View/>")
         services = made.extensions["lookalike"]
         project = Project(wire.project_uid(PROJECT, CREATED_AT), PROJECT, "Streets", "<View/>")
         seed(services.store, services.settings, project, keyframes=20, pictures=[])
         yield made
-        services.close()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from flask import Flask
@@ -14,43 +12,13 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from backend import pages
-from backend.app import create_app
 from lookalike import wire
 from lookalike.labels import Companion
 from lookalike.records import split_keyframe_id
-from lookalike.settings import Settings
 from lookalike.store import Project
 from tests.gallery import Gallery, claim, label_config, seed
-from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio
-
-PAGE = {"Accept": "text/html,*/*;q=0.8"}
-HOSTILE = '"><img src=x onerror=alert(1)>'
-
-
-@pytest.fixture
-def studio() -> Iterator[FakeStudio]:
-    with running_studio() as running:
-        yield running
-
-
-@pytest.fixture
-def app(studio: FakeStudio, tmp_path: Path) -> Iterator[Flask]:
-    settings = Settings(
-        data_dir=tmp_path,
-        redis_url=f"unix://{tmp_path}/nobody.sock",
-        label_studio_url=studio.url,
-        label_studio_token=TOKEN,
-    )
-    made = create_app(settings)
-    yield made
-    made.extensions["lookalike"].close()
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    signed = app.test_client()
-    signed.post("/login", data={"token": TOKEN}, headers=PAGE)
-    return signed
+from tests.studio import CREATED_AT, FakeStudio
+from tests.web import HOSTILE, PAGE
 
 
 def fill(app: Flask, studio: FakeStudio, number: int = 7, title: str = "Streets", **options: object) -> Gallery:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,46 +11,17 @@ from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import update
 
-from backend.app import create_app
 from backend.search import takes_words
 from lookalike import wire
 from lookalike.labels import LabelRow
 from lookalike.schema import keyframe_tasks
-from lookalike.settings import Settings
 from lookalike.store import Project
 from tests.gallery import Gallery, claim, label_config, seed
-from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio
+from tests.studio import CREATED_AT, FakeStudio
+from tests.web import HOSTILE, PAGE
 
 URL = "/projects/7/search"
-PAGE = {"Accept": "text/html,*/*;q=0.8"}
-HOSTILE = '"><img src=x onerror=alert(1)>'
 CATEGORIES = ("Car", HOSTILE, "Bicycle")
-
-
-@pytest.fixture
-def studio() -> Iterator[FakeStudio]:
-    with running_studio() as running:
-        yield running
-
-
-@pytest.fixture
-def app(studio: FakeStudio, tmp_path: Path) -> Iterator[Flask]:
-    settings = Settings(
-        data_dir=tmp_path,
-        redis_url=f"unix://{tmp_path}/nobody.sock",
-        label_studio_url=studio.url,
-        label_studio_token=TOKEN,
-    )
-    made = create_app(settings)
-    yield made
-    made.extensions["lookalike"].close()
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    signed = app.test_client()
-    signed.post("/login", data={"token": TOKEN}, headers=PAGE)
-    return signed
 
 
 @pytest.fixture

@@ -13,49 +13,23 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from backend.app import create_app
 from lookalike import wire
 from lookalike.grouping import Choice, Fit, Tree
 from lookalike.labels import Companion
 from lookalike.records import Clustering, Embeddings
-from lookalike.settings import Settings
 from lookalike.store import Project, Store
 from tests.gallery import Gallery, claim, label_config, seed
-from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio
+from tests.studio import CREATED_AT, FakeStudio
+from tests.web import HOSTILE, PAGE, application
 from workers.clustering import propose_k, tree
 
-PAGE = {"Accept": "text/html,*/*;q=0.8"}
-HOSTILE = '"><img src=x onerror=alert(1)>'
 UID = wire.project_uid(7, CREATED_AT)
 
 
 @pytest.fixture
-def studio() -> Iterator[FakeStudio]:
-    with running_studio() as running:
-        yield running
-
-
-@pytest.fixture
 def app(studio: FakeStudio, tmp_path: Path) -> Iterator[Flask]:
-    settings = Settings(
-        data_dir=tmp_path,
-        redis_url=f"unix://{tmp_path}/nobody.sock",
-        label_studio_url=studio.url,
-        label_studio_token=TOKEN,
-        basic_auth_user="looker",
-        basic_auth_pass="secret",
-    )
-    made = create_app(settings)
-    yield made
-    made.extensions["lookalike"].finder.close()
-    made.extensions["lookalike"].close()
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    signed = app.test_client()
-    signed.post("/login", data={"token": TOKEN}, headers=PAGE)
-    return signed
+    with application(studio, tmp_path, basic_auth_user="looker", basic_auth_pass="secret") as made:
+        yield made
 
 
 @pytest.fixture
