@@ -504,6 +504,10 @@ class Labels(Part):
         c = runs.c
         return self._runs(and_(c.project == old.project, c.id > old.id, c.id <= new.id), None)[::-1]
 
+    def runs_since(self, old: Run) -> list[Run]:
+        """All after `old`, the oldest first."""
+        return self._runs(and_(runs.c.project == old.project, runs.c.id > old.id), None)[::-1]
+
     def run(self, run_id: int) -> Run | None:
         found = self._runs(runs.c.id == run_id, 1)
         return found[0] if found else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,31 +50,53 @@ def undo(store: Store, run_id: int) -> Undone:
     there never was.
     """
     run = find_run(store, run_id)
-    now: dict[int, list[Proposal]] = {}
-    for proposal in store.labels.proposals(run.project):
-        now.setdefault(proposal.keyframe, []).append(proposal)
-    said = {row.keyframe: (row.category,) for row in store.labels.labels(run.project)}
     withdrawn: Counter[str] = Counter()
     restored: Counter[str] = Counter()
     never: set[tuple[int, str]] = set()
     again: set[tuple[int, str]] = set()
     left = 0
-    for change in run.changes:
-        current = [p for p in now.get(change.keyframe, []) if p.state == "proposed"]
-        same = tuple(sorted(p.category for p in current)) == change.after
-        # a later run may have withdrawn it and made it again: that one is to be undone then
-        if change.keyframe in said or not same or any(p.run > run_id for p in current):
-            left += 1
-            continue
-        now[change.keyframe] = [Proposal(change.keyframe, c, change.score, (), "proposed") for c in change.before]
-        never |= {(change.keyframe, category) for category in change.after}
-        again |= {(change.keyframe, category) for category in change.before}
-        withdrawn.update(set(change.after) - set(change.before))
-        restored.update(set(change.before) - set(change.after))
-    with store.labels.begin() as connection:
+    with store.labels.begin(run.project) as connection:  # no propagation between what is read and what is written
+        now: dict[int, list[Proposal]] = {}
+        for proposal in store.labels.proposals(run.project):
+            now.setdefault(proposal.keyframe, []).append(proposal)
+        said = {row.keyframe: (row.category,) for row in store.labels.labels(run.project)}
+        standing = _standing(run, store.labels.runs_since(run))
+        for change in run.changes:
+            current = [p for p in now.get(change.keyframe, []) if p.state == "proposed"]
+            same = tuple(sorted(p.category for p in current)) == change.after
+            # a later run may have withdrawn it and made it again: that one is to be undone then
+            if change.keyframe in said or not same or standing[change.keyframe] != run_id:
+                left += 1
+                continue
+            now[change.keyframe] = [Proposal(change.keyframe, c, change.score, (), "proposed") for c in change.before]
+            never |= {(change.keyframe, category) for category in change.after}
+            again |= {(change.keyframe, category) for category in change.before}
+            withdrawn.update(set(change.after) - set(change.before))
+            restored.update(set(change.before) - set(change.after))
         store.labels.withdraw(connection, run.project, never - again)
         store.labels.allow(connection, again)
         proposals = [proposal for found in now.values() for proposal in found]
         made = store.labels.put_run(connection, run.project, proposals, said, undoes=run_id)
         store.ledger.want(connection, "propagate", [(run.project, run.project)])
     return Undone(made, withdrawn, restored, left)
+
+
+def _standing(run: Run, later: Sequence[Run]) -> dict[int, int]:
+    """By keyframe of a run, the last run whose change stands; 0 where none does.
+
+    An undoing takes away what another run changed, and an undoing of that gives it back, so that undoing all runs, the
+    newest first, leaves nothing proposed. `later`: the oldest first.
+    """
+    stands = {change.keyframe: {run.id} for change in run.changes}
+    taken: dict[tuple[int, int], int] = {}  # (undoing, keyframe): the run that it took away
+    for one in later:
+        for keyframe in stands.keys() & {change.keyframe for change in one.changes}:
+            there = stands[keyframe]
+            if one.undoes is None:
+                there.add(one.id)
+            elif one.undoes in there:
+                there.remove(one.undoes)
+                taken[one.id, keyframe] = one.undoes
+            elif (one.undoes, keyframe) in taken:
+                there.add(taken[one.undoes, keyframe])
+    return {keyframe: max(there, default=0) for keyframe, there in stands.items()}

@@ -82,6 +82,25 @@ def test_undo__what_a_later_run_made_again_is_that_runs(ledger: Store) -> None:
     assert proposed(ledger) == {A: "Cat", B: "Cat"}
 
 
+def test_undo__of_all_runs_the_newest_first_leaves_nothing(ledger: Store) -> None:
+    first = run(ledger, {A: "Cat"})
+    second = run(ledger, {A: "Dog", B: "Dog"})
+    third = run(ledger, {A: "Cat", B: "Dog", C: "Cat"})
+    assert [undo(ledger, number).left for number in (third, second, first)] == [0, 0, 0]
+    assert proposed(ledger) == {}
+
+
+def test_undo__of_an_undoing_lets_the_run_be_undone_again(ledger: Store) -> None:
+    first = run(ledger, {A: "Cat"})
+    second = run(ledger, {A: "Dog"})
+    undoing = undo(ledger, second).run
+    assert undoing is not None
+    assert undo(ledger, undoing.id).restored == Counter(Dog=1)
+    assert undo(ledger, first).left == 1, "the second stands again"
+    assert [undo(ledger, number).left for number in (second, first)] == [0, 0]
+    assert proposed(ledger) == {}
+
+
 def test_undo__twice_is_once(ledger: Store) -> None:
     first = run(ledger, {A: "Cat"})
     undo(ledger, first)

@@ -62,11 +62,15 @@ class Loop:
         return found
 
     def work(self, *kinds: str, until_s: float = 120, may_fail: str = "") -> None:
-        """Do what is due until nothing is, put-off work included; work of the kind `may_fail` may be set aside."""
+        """Do what is due (of some kinds, or all) until nothing is, put-off work included.
+
+        Work of the kind `may_fail` may be set aside.
+        """
         deadline = time.monotonic() + until_s
         while time.monotonic() < deadline:
-            waiting = [row for row in self.store.ledger.rows() if row.state in ("due", "running")]
-            failed = [row for row in self.store.ledger.rows() if row.state == "failed" and row.kind != may_fail]
+            rows = self.store.ledger.rows()
+            waiting = [row for row in rows if row.state in ("due", "running") and (not kinds or row.kind in kinds)]
+            failed = [row for row in rows if row.state == "failed" and row.kind != may_fail]
             assert not failed, [f"{row.kind}: {row.error}" for row in failed]
             if not waiting:
                 return
