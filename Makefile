@@ -7,6 +7,8 @@ PIP    := -m pip --disable-pip-version-check
 PORTS  ?= 8080,9090
 CLIPS  ?=
 ARGS   ?=
+# tests wait for servers more than they compute; the longest files, those with a Label Studio, go first
+SPREAD ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test check bench soak clean
 
@@ -14,7 +16,7 @@ run: $(VENV)/.installed $(STUDIO)/.installed
 	@$(BIN)/lookalike up --demo --ports $(PORTS) $(if $(CLIPS),--clips "$(CLIPS)") $(ARGS)
 
 test: $(VENV)/.installed-dev $(STUDIO)/.installed check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
