@@ -55,7 +55,7 @@ _SECOND_WAITS_S = 1.0
 _MAX_WAITING = 3
 #: a burst of webhooks wakes the workers this often; the reconciler, twice a second, sees to the last of them
 _KICK_EVERY_S = 0.2
-#: how long a queue server that did not answer is left alone: each try takes 0.4 s of a webhook's one second
+#: how long a queue server that did not answer is left alone: each try takes 0.25 s of a webhook's one second
 _QUEUE_REST_S = 2.0
 #: how often it is looked whether there is room for more: with 100,000 videos waiting, counting them takes 80 ms
 _LOOK_FOR_ROOM_EVERY_S = 1.0

@@ -39,7 +39,7 @@ WINDOW = 64
 #: the only functions that a job may name
 FUNCTIONS = {kind: f"workers.jobs.{kind}" for kind in KINDS}
 _SERVER_REST_S = 0.5
-_ANSWER_WITHIN_S = 0.4  # Label Studio gives a webhook one second
+_ANSWER_WITHIN_S = 0.25  # Label Studio gives a webhook one second
 
 
 def queue_of(kind: Kind) -> str:
@@ -143,7 +143,7 @@ class Queue:
             return {worker.name for worker in SimpleWorker.all(connection=self._redis)}
 
     def ping(self) -> None:
-        """Raises QueueError where the server does not answer within 0.4 s."""
+        """Raises QueueError where the server does not answer within 0.25 s."""
         with _translated():
             self._redis.ping()
 

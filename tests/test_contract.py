@@ -500,7 +500,9 @@ def test_kick__a_dead_queue_server_is_told_once_in_a_while(
     assert "the ledger remembers the work" in caplog.text
 
 
-def test_kick__a_queue_server_that_hangs_costs_one_webhook_its_patience(settings: Settings, tmp_path: Path) -> None:
+def test_kick__a_queue_server_that_hangs_costs_one_webhook_its_patience(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.socket(socket.AF_UNIX) as deaf:
         deaf.bind(str(tmp_path / "deaf.sock"))
         deaf.listen(8)
@@ -512,5 +514,6 @@ def test_kick__a_queue_server_that_hangs_costs_one_webhook_its_patience(settings
             started = time.monotonic()
             assert client.post("/webhook", json=body).status_code == 201
             seconds.append(time.monotonic() - started)
-    assert max(seconds) < 1  # what Label Studio allows; 0.4 of it is the queue server's
-    assert sum(s > 0.35 for s in seconds) == 1
+    assert max(seconds) < 1  # what Label Studio allows; a quarter of it is the queue server's
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "it is asked once"
+    assert "Timeout" in caplog.text
