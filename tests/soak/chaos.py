@@ -142,7 +142,7 @@ def queue_server_hung(product: Product) -> str:
         product.kill(pid, signal.SIGCONT)
     assert {status for status, _ in answers} == {201}
     slowest = max(seconds for _, seconds in answers)
-    assert slowest < 0.5, f"a webhook took {slowest:.2f} s"
+    assert slowest < 1.0, f"a webhook took {slowest:.2f} s"
     seconds = sorted(seconds for _, seconds in answers)
     return f"20 webhooks meanwhile, the slowest {seconds[-1] * 1000:.0f} ms, half under {seconds[10] * 1000:.0f} ms"
 
