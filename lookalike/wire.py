@@ -8,6 +8,7 @@ Frame N is shown from (N - 1) / fps seconds on, so the frame at t seconds is flo
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -114,6 +115,7 @@ class WebhookEvent:
 # --- labeling configuration ---
 
 
+@functools.lru_cache(64)
 def parse_label_config(xml: str) -> LabelConfig:
     """The control that we fill: TimelineLabels on a Video, else Choices on a Video, else Choices on an Image.
 
@@ -186,6 +188,7 @@ def project_uid(project_id: int, created_at: str) -> str:
     return f"{project_id}.{seconds}"
 
 
+@functools.lru_cache(4096)
 def video_name(url: str) -> str:
     """What people call a video: the last part of its address, without the digits that Label Studio puts before it."""
     parts = urlsplit(url)
