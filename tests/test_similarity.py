@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 
@@ -38,7 +39,8 @@ class Videos:
 
 @pytest.fixture
 def videos() -> Videos:
-    return Videos(60)
+    """More than are ranked exactly, which depends on d."""
+    return Videos(60, d=128)
 
 
 @pytest.fixture
@@ -100,6 +102,20 @@ def test_search__rows_that_are_not_allowed_are_not_found(index: Index, videos: V
         wanted = [k for k in everything if allowed[view.rows_of([k])[0]]][:30]
         assert len(set(got) & set(wanted)) >= 0.96 * len(wanted), share
         assert allowed[view.rows_of(got)].all()
+
+
+def test_search__what_is_allowed_lies_far_from_the_query(tmp_path: Path) -> None:
+    videos = Videos(60, d=640)
+    index = Index(tmp_path / "index")
+    index.update(videos.revisions(), videos.load)
+    query, view = probe(index, videos), index.view
+    assert view is not None
+    far = view.rows_of(exact(videos, query, len(index))[-2500:])
+    allowed = np.zeros(len(index), bool)
+    allowed[far] = True
+    rows, similarity = view.search(query, 150, allowed)
+    assert allowed[rows].all()
+    assert similarity == pytest.approx(query.similarity(view.vectors(far[:150])), abs=0.01)
 
 
 def test_search__more_than_there_are(tmp_path: Path) -> None:
@@ -186,11 +202,23 @@ def test_index__broken_files_are_made_again(index: Index, videos: Videos, harm: 
     assert set(found(again, query, 50)) == wanted
 
 
+def test_index__bits_of_an_earlier_release_are_made_anew_once(index: Index, videos: Videos) -> None:
+    [file] = index.folder.glob("*.bits")
+    old = faiss.IndexRaBitQ(128, faiss.METRIC_INNER_PRODUCT)
+    old.train(np.zeros((1, 128), np.float32))
+    faiss.write_index(old, str(file))
+    query = probe(index, videos)
+    again = Index(index.folder)
+    assert set(found(again, query, 50)) == set(found(index, query, 50))
+    again.update(videos.revisions(), videos.load)
+    assert faiss.read_index(str(file)).ntotal == len(index)
+
+
 def test_index__what_a_stopped_update_left_is_overwritten(index: Index, videos: Videos) -> None:
     rows = next(index.folder.glob("rows-*.f16"))
     with rows.open("ab") as file:
         file.write(b"\1" * 1000)
-    more = Videos(62)
+    more = Videos(62, d=128)
     again = Index(index.folder)
     again.update({**videos.revisions(), 61: 1, 62: 1}, lambda ids: more.load(ids))
     view = again.view
