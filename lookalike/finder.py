@@ -138,6 +138,8 @@ class Finder:
         if wanted.category:
             chosen = self._examples(known, wanted.category, view, labelled, now)
             if not chosen and not (wanted.like or wanted.examples or wanted.words is not None):
+                if not complete and any(wanted.category in said for said in labelled.values()):
+                    raise NotYet(f"the keyframes labelled {wanted.category!r} are still being taken in; ask again soon")
                 raise RequestError(f"nobody has labelled a keyframe {wanted.category!r} yet; label one, or choose some")
         clusters = self._clusters(known, project, view, now)
         found = search(view, wanted, clusters, labelled, self._store.questions.leaders, chosen)
@@ -271,7 +273,7 @@ class Finder:
         labelled: Mapping[int, tuple[str, ...]],
         now: Revision,
     ) -> list[int]:
-        key = (now.labels, now.vectors)
+        key = (now.labels, now.vectors, len(view))  # which grows while keyframes are taken in
         if known.examples[0] != key:
             known.examples = (key, {})
         if category not in known.examples[1]:

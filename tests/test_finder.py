@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lookalike import similarity
 from lookalike.errors import NotYet, RequestError
 from lookalike.finder import Example, Finder, Wanted, example_of
 from lookalike.labels import LabelRow
@@ -174,6 +175,33 @@ def test_find__says_so_while_the_first_index_is_made(
         finder.find(UID, Wanted(category="Car"), wait_s=0.05)
     go.set()
     assert finder.find(UID, Wanted(category="Car"), wait_s=20).searched == 120
+
+
+def test_find__says_so_while_what_is_labelled_is_taken_in(
+    finder: Finder, store: Store, settings: Settings, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = LabelRow(int(gallery.ids[-1]), "Tram", "companion", 990, 99, "ann@example.com", 2e9)
+    store.labels.put_labels(UID, "companion", {row.task: "read"}, [row])
+    reached, go_on = threading.Event(), threading.Event()
+    read = store.questions.vectors
+
+    def in_parts(model: str, videos: Sequence[int]) -> Iterator[object]:
+        *first, latest = read(model, videos)
+        yield from first
+        reached.set()
+        go_on.wait(10)
+        yield latest
+
+    monkeypatch.setattr(store.questions, "vectors", in_parts)
+    monkeypatch.setattr(similarity, "_PORTION", 1)
+    monkeypatch.setattr(similarity, "_PUBLISH_EVERY", 1)
+    with pytest.raises(NotYet):
+        finder.find(UID, Wanted(category="Tram"), wait_s=0)
+    assert reached.wait(10)
+    with pytest.raises(NotYet, match="labelled 'Tram' are still being taken in"):
+        finder.find(UID, Wanted(category="Tram"), wait_s=0)
+    go_on.set()
+    assert finder.find(UID, Wanted(category="Tram"), wait_s=10).examples == 1
 
 
 def test_find__from_many_threads_while_it_changes(finder: Finder, store: Store, gallery: Gallery) -> None:
