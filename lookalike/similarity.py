@@ -232,8 +232,6 @@ class Index:
             gone = [video for video, revision in known.items() if revisions.get(video) != revision]
             new = [video for video, revision in revisions.items() if known.get(video) != revision or video in gone]
             if not gone and not new:
-                if state is not None and not state.saved:  # bits that an earlier release left, or that were broken
-                    self._publish(state)
                 return
             if state is not None and gone:
                 state = _without(state, gone)
@@ -386,14 +384,12 @@ class Index:
             if os.fstat(rows.fileno()).st_size < len(ids) * len(background.mean) * 2:
                 raise ValueError("rows are missing")
             turn, back = _axes_of_bits(background)
-            try:
-                codes = faiss.read_index(str(self.folder / f"{meta['rows']}.bits"))
-                if not isinstance(codes, faiss.IndexRaBitQFastScan):
-                    raise ValueError("an earlier release wrote these bits")
-                if codes.d != turn.shape[1] or codes.ntotal > len(ids):
-                    raise ValueError("the bits are another index's")
-            except (RuntimeError, ValueError):
-                codes = _codes(turn)
+            codes = faiss.read_index(str(self.folder / f"{meta['rows']}.bits"))
+            fits = (
+                isinstance(codes, faiss.IndexRaBitQFastScan) and codes.d == turn.shape[1] and codes.ntotal <= len(ids)
+            )
+            if not fits:
+                raise ValueError("the bits are another index's, or an earlier release's")
             order = np.flatnonzero(alive)
             order = order[np.argsort(ids[order], kind="stable")]
             state = _State(
@@ -401,7 +397,7 @@ class Index:
                 turn, back,
             )  # fmt: skip
             self._state, self._stamp = _caught_up(state), meta["stamp"]
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             self._state, self._stamp = None, self._stamp + 1
 
 
