@@ -451,7 +451,7 @@ class View:
         """The k rows most similar to the query, best first, and how similar each is; fewer if there are no more.
 
         allowed: (rows,) which may be found; without: a few rows that may not. 1,000,000 rows take 11 ms of CPU, about,
-        and up to 0.3 s where what is allowed lies far from the query; only the best _RERANKED by their bits, or 4 per
+        and up to 0.4 s where what is allowed lies far from the query; only the best _RERANKED by their bits, or 4 per
         row wanted, are ranked exactly.
         """
         state = self._state
