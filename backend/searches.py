@@ -176,9 +176,10 @@ def tabs(services: Services, uid: str) -> Json:
 def suggest(services: Services, asked: PredictRequest, tasks: Sequence[TaskRef | None]) -> list[Json | list[Json]]:
     """What to suggest for what a person has just drawn in a task, or what a script asks for by `context`.
 
-    Label Studio sends the region that a smart tool has drawn (`context.result`); its first answer is drawn as
-    suggestions in the same task and saved nowhere. The answer is the category of the labelled keyframes that the
-    region, or else the whole picture, is most like. Any other context comes from a script, through
+    Label Studio sends the region that a smart tool has drawn (`context.result`), takes the choice of the first answer
+    at once, and with "Auto-Accept Suggestions" removes the region, of which it tells by an empty result: that asks for
+    nothing. The answer is the category of the labelled keyframes that the region, or else the whole picture, is most
+    like. Any other context comes from a script, through
     `POST /api/ml/<id>/interactive-annotating`: with `{"category": …}` or `{"event": "find_similar"}` the answer lists
     similar keyframes as well, under `similar`.
 
@@ -193,7 +194,7 @@ def suggest(services: Services, asked: PredictRequest, tasks: Sequence[TaskRef |
 
 def _suggestion(services: Services, asked: PredictRequest, task: TaskRef | None) -> Json:
     nothing = wire.prediction([], None, services.model_version)
-    place = _place_of(services, asked, task)
+    place = None if asked.context.get("result") == [] else _place_of(services, asked, task)
     if place is None:
         return nothing
     project, keyframe = place

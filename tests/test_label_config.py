@@ -12,7 +12,7 @@ NAMES = sorted(path.stem for path in (ROOT / "label_config").glob("*.xml"))
 
 
 def test_shipped_config__there_are_some() -> None:
-    assert NAMES == ["keyframe_choices", "video_choices", "video_timeline"]
+    assert NAMES == ["keyframe_choices", "keyframe_choices_interactive", "video_choices", "video_timeline"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -28,6 +28,7 @@ def test_shipped_config__can_be_filled_and_has_the_reserved_label(name: str) -> 
         ("video_timeline", ("TimelineLabels", "Video", "video")),
         ("video_choices", ("Choices", "Video", "video")),
         ("keyframe_choices", ("Choices", "Image", "image")),
+        ("keyframe_choices_interactive", ("Choices", "Image", "image")),
     ],
 )
 def test_shipped_config__shape(name: str, shape: tuple[str, str, str]) -> None:

@@ -102,7 +102,7 @@ def test_suggest__without_a_worker_the_whole_picture_counts(
 @pytest.mark.parametrize(
     "context",
     [
-        *({"result": []}, {"result": "x"}, {"result": [5]}, {"result": [{"value": {"x": "a"}}]}, {"event": "else"}),
+        *({"result": "x"}, {"result": [5]}, {"result": [{"value": {"x": "a"}}]}, {"event": "else"}),
         *(rectangle(x=odd, y=0, width=10, height=10) for odd in (float("nan"), float("inf"), 10**400, -(10**400))),
     ],
 )
@@ -110,6 +110,11 @@ def test_suggest__whatever_is_sent_gets_an_answer(services: Services, gallery: G
     answer = ask(services, int(gallery.ids[gallery.truth == 0][2]), context)
     assert answer["result"][0]["value"] == {"choices": ["Car"]}
     assert services.store.questions.question(1) is None  # no worker is troubled with it
+
+
+def test_suggest__nothing_when_the_region_is_gone(services: Services, gallery: Gallery) -> None:
+    """The editor tells of it when it has taken a suggestion; another one would take its place."""
+    assert ask(services, int(gallery.ids[0]), {"result": []})["result"] == []
 
 
 def test_suggest__similar_keyframes_for_a_script(services: Services, gallery: Gallery) -> None:

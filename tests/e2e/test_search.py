@@ -202,3 +202,40 @@ def test_search__what_is_no_picture_is_said(desk: Desk, tmp_path: Path) -> None:
     page.set_input_files("#drop input", tmp_path / "notes.png")
     page.locator("#say p", has_text="notes.png is no picture that the browser can read").wait_for()
     assert desk.ids() == []
+
+
+def test_editor__a_box_drawn_with_the_smart_tool_chooses_what_it_shows(
+    desk: Desk, label_studio_server: LabelStudioServer
+) -> None:
+    """Label Studio's own editor asks /predict with what was drawn."""
+    loop, port = desk.loop, desk.loop.place.settings.port
+    smart = '<Rectangle name="look" toName="image" smart="true" smartOnly="true"/></View>'
+    loop.studio.update_project(loop.project, label_config=loops.IMAGES.replace("</View>", smart))
+    connection = {"project": loop.project, "url": f"http://127.0.0.1:{port}", "title": "ours", "is_interactive": True}
+    loop.studio._object("POST", "/api/ml/", json=connection)
+    loop.work()
+    tasks, labelled = loop.tasks(), loop.said()
+    task = next(number for number in tasks if number not in labelled)
+    loop.studio.delete_predictions(loop.project, [task])  # so that nothing is chosen yet
+    page = desk.page.context.browser.new_page()  # Label Studio's own pages do complain
+    page.goto(f"{label_studio_server.url}/user/login/")
+    page.fill('input[name="email"]', label_studio_server.email)
+    page.fill('input[name="password"]', label_studio_server.password)
+    page.press('input[name="password"]', "Enter")
+    page.wait_for_url(lambda url: "/login" not in url)
+    page.evaluate("for (const on of ['autoAnnotation', 'autoAcceptSuggestions']) localStorage.setItem(on, true)")
+    page.goto(f"{label_studio_server.url}/projects/{loop.project}/data?task={task}")
+    right = loop.truth_of(tasks[task])
+    wrong = next(category for category in CATEGORIES if category != right)
+    page.locator(".lsf-choice__item, .lsf-choices label", has_text=wrong).first.click(timeout=60_000)
+    page.locator(".lsf-toolbar .lsf-tool_smart").first.click()
+    box = page.locator("canvas").first.bounding_box()
+    page.mouse.move(box["x"] + 0.05 * box["width"], box["y"] + 0.05 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + 0.95 * box["height"], steps=8)
+    page.mouse.up()
+    _until(lambda: bool(loop.store.ledger.due(("question",), 1)))
+    loop.work("question")
+    said = "Htx.annotationStore.selected.serializeAnnotation().map(region => region.value.choices)"
+    page.wait_for_function(f"JSON.stringify({said}) === JSON.stringify([['{right}']])")
+    page.close()
