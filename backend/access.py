@@ -100,7 +100,9 @@ class Access:
 
     def studio(self, token: str) -> LabelStudio:
         if not self.settings.label_studio_url:
-            raise LabelStudioRefused("label_studio_url is not set, so no token can be checked; set it and start again")
+            raise LabelStudioRefused(
+                "LOOKALIKE_LABEL_STUDIO_URL is not set, so no token can be checked; set it and start again"
+            )
         key = hashlib.sha256(token.encode()).hexdigest()
         make = functools.partial(
             LabelStudio, self.settings.label_studio_url, token, timeout=_LABEL_STUDIO_WITHIN_S, tries=1

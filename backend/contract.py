@@ -135,10 +135,12 @@ class Services:
         with translated():
             due = self.store.ledger.counts().get(("video", "due"), 0)
         if due > self.settings.max_queue:
-            return f"{due} videos wait already, more than max_queue ({self.settings.max_queue}); try again later"
+            return (
+                f"{due} videos wait already, more than LOOKALIKE_MAX_QUEUE ({self.settings.max_queue}); try again later"
+            )
         free_mb, least_mb = free_disk_mb(self.settings), self.settings.disk_free_mb
         if free_mb < least_mb:
-            return f"{free_mb:.0f} MB of disk are free, less than disk_free_mb ({least_mb:g}); make room"
+            return f"{free_mb:.0f} MB of disk are free, less than LOOKALIKE_DISK_FREE_MB ({least_mb:g}); make room"
         return ""
 
 

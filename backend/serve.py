@@ -44,8 +44,8 @@ def check_address(settings: Settings) -> None:
     """Raises SettingsError for an address that others can reach while everybody is let in."""
     if not settings.basic_auth_user and not settings.is_on_loopback:
         raise SettingsError(
-            f"host {settings.host} can be reached from other machines: set basic_auth_user and basic_auth_pass, or "
-            "bind to 127.0.0.1"
+            f"host {settings.host} can be reached from other machines: set LOOKALIKE_BASIC_AUTH_USER and "
+            "LOOKALIKE_BASIC_AUTH_PASS, or bind to 127.0.0.1"
         )
 
 

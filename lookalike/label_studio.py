@@ -76,14 +76,16 @@ class LabelStudio:
         self.url = url.rstrip("/")
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise LabelStudioError(f"label_studio_url must look like http://localhost:8080, got {_shown(url)!r}")
+            raise LabelStudioError(
+                f"LOOKALIKE_LABEL_STUDIO_URL must look like http://localhost:8080, got {_shown(url)!r}"
+            )
         if not re.fullmatch(r"[!-~]+", token):
-            raise LabelStudioRefused("label_studio_token must be one word without spaces; copy it again")
+            raise LabelStudioRefused("LOOKALIKE_LABEL_STUDIO_TOKEN must be one word without spaces; copy it again")
         self._token = token
         self._personal = _token_type(token) == "refresh"
         if _token_type(token) == "access":
             raise LabelStudioRefused(
-                "label_studio_token is an access token, which lives five minutes; "
+                "LOOKALIKE_LABEL_STUDIO_TOKEN is an access token, which lives five minutes; "
                 "give the personal access token of Account & Settings instead"
             )
         self._access = ""
@@ -120,7 +122,8 @@ class LabelStudio:
             return self._object("GET", path)
         except LabelStudioNotFound:
             raise LabelStudioNotFound(
-                f"no Label Studio answers at {_shown(self.url)}, but another program; is label_studio_url right?"
+                f"no Label Studio answers at {_shown(self.url)}, but another program; "
+                "is LOOKALIKE_LABEL_STUDIO_URL right?"
             ) from None
 
     # --- projects ---
@@ -650,7 +653,7 @@ def first_token(url: str, email: str, password: str, *, replace: bool = False, t
         if response.status_code == 409:
             raise LabelStudioRefused(
                 f"{email} has a personal access token already, which Label Studio shows only once; set "
-                "label_studio_token to it, or revoke it under Account & Settings"
+                "LOOKALIKE_LABEL_STUDIO_TOKEN to it, or revoke it under Account & Settings"
             )
         if response.status_code != 201:
             raise _error("POST", "/api/token/", response)
@@ -695,7 +698,8 @@ def _json(response: requests.Response) -> Any:
         return response.json()
     except ValueError:
         raise LabelStudioError(
-            f"Label Studio answered {_shown(response.url)} with something other than JSON; is label_studio_url right?"
+            f"Label Studio answered {_shown(response.url)} with something other than JSON; "
+            "is LOOKALIKE_LABEL_STUDIO_URL right?"
         ) from None
 
 
@@ -712,12 +716,12 @@ def _error(method: str, path: str, response: requests.Response) -> LabelStudioEr
     status, detail, call = response.status_code, _detail(response), f"{method} {_shown(path)}"
     if status == 401 and "legacy" in detail:
         return LabelStudioRefused(
-            "label_studio_token is a legacy token, and this organization has switched those off; "
+            "LOOKALIKE_LABEL_STUDIO_TOKEN is a legacy token, and this organization has switched those off; "
             "make a personal access token under Account & Settings and use that"
         )
     if status == 401:
         return LabelStudioRefused(
-            f"Label Studio does not accept label_studio_token ({detail}); make a new "
+            f"Label Studio does not accept LOOKALIKE_LABEL_STUDIO_TOKEN ({detail}); make a new "
             "personal access token under Account & Settings"
         )
     if status == 403 and "reserved network address" in detail:
@@ -731,7 +735,9 @@ def _error(method: str, path: str, response: requests.Response) -> LabelStudioEr
         return LabelStudioNotFound(f"Label Studio knows nothing at {call} ({detail}); it was deleted")
     if response.is_redirect:
         target = _shown(response.headers.get("Location", ""))
-        return LabelStudioError(f"Label Studio redirects {call} to {target}; set label_studio_url to its real address")
+        return LabelStudioError(
+            f"Label Studio redirects {call} to {target}; set LOOKALIKE_LABEL_STUDIO_URL to its real address"
+        )
     if status >= 500 or status in _NOT_NOW:
         kind = LabelStudioUnreachable if status in _NOT_NOW else LabelStudioFailed
         return kind(f"Label Studio answered {call} with {status} ({detail}); try again later")

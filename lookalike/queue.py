@@ -95,7 +95,9 @@ class Queue:
                 retry=Retry(NoBackoff(), 0),
             )
         except ValueError as error:
-            raise SettingsError(f"redis_url must start with redis://, rediss:// or unix://: {error}") from None
+            raise SettingsError(
+                f"LOOKALIKE_REDIS_URL must start with redis://, rediss:// or unix://: {error}"
+            ) from None
         self._queues = {
             name: RQQueue(f"lookalike-{name}", connection=self._redis, serializer=JSONSerializer, job_class=AllowedJob)
             for name in NAMES

@@ -22,6 +22,11 @@ PREFIX = "LOOKALIKE_"
 CLUSTERINGS = ("pca-kmeans", "kmeans", "minibatch", "ward", "hdbscan")
 
 
+def variable(name: str) -> str:
+    """What people set, and so what messages name: the environment variable of a setting."""
+    return PREFIX + name.upper()
+
+
 def _setting(
     default: Any,
     help: str,  # noqa: A002
@@ -127,21 +132,23 @@ class Settings:
         for f in fields(self):
             value, meta = getattr(self, f.name), f.metadata
             if meta["choices"] and value not in meta["choices"]:
-                raise SettingsError(f"{f.name} must be one of {', '.join(meta['choices'])}, got {value!r}")
+                raise SettingsError(f"{variable(f.name)} must be one of {', '.join(meta['choices'])}, got {value!r}")
             low, high = meta["low"], meta["high"]
             if (low is not None and not value >= low) or (high is not None and not value <= high):
                 bounds = f"between {low:g} and {high:g}" if high is not None else f"at least {low:g}"
-                raise SettingsError(f"{f.name} must be {bounds}, got {value}")
+                raise SettingsError(f"{variable(f.name)} must be {bounds}, got {value}")
         if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
-            raise SettingsError("basic_auth_user and basic_auth_pass go together: set both or none")
+            user, password = variable("basic_auth_user"), variable("basic_auth_pass")
+            raise SettingsError(f"{user} and {password} go together: set both or none")
         if self.clusters and self.clustering == "hdbscan":
             raise SettingsError(
-                f"clusters must be 0 with the clustering hdbscan, which finds their number itself, got {self.clusters}"
+                f"{variable('clusters')} must be 0 with the clustering hdbscan, which finds their number itself, "
+                f"got {self.clusters}"
             )
         for name in ("label_studio_url", "public_url", "connect_url"):
             url = getattr(self, name)
             if url and not url.startswith(("http://", "https://")):
-                raise SettingsError(f"{name} must start with http:// or https://, got {url!r}")
+                raise SettingsError(f"{variable(name)} must start with http:// or https://, got {url!r}")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, **overrides: Any) -> Self:
@@ -152,20 +159,20 @@ class Settings:
         environment = os.environ if environment is None else environment
         known = {f.name: f for f in fields(cls)}
         values: dict[str, Any] = {}
-        for variable, text in environment.items():
-            if not variable.startswith(PREFIX):
+        for given, text in environment.items():
+            if not given.startswith(PREFIX):
                 continue
-            name = variable.removeprefix(PREFIX).lower()
+            name = given.removeprefix(PREFIX).lower()
             if name.endswith("_file") and known.get(name.removesuffix("_file")) is not None:
                 name = name.removesuffix("_file")
                 if not known[name].metadata["secret"]:
-                    raise SettingsError(f"{variable}: only secrets are read from a file; set {PREFIX}{name.upper()}")
+                    raise SettingsError(f"{given}: only secrets are read from a file; set {variable(name)}")
                 try:
                     text = Path(text).read_text().strip()
                 except OSError as error:
-                    raise SettingsError(f"{variable}: cannot read {text}: {error.strerror}") from None
+                    raise SettingsError(f"{given}: cannot read {text}: {error.strerror}") from None
             elif name not in known:
-                raise SettingsError(f"{variable} is not a setting; the settings are {', '.join(known)}")
+                raise SettingsError(f"{given} is not a setting; the settings are {', '.join(map(variable, known))}")
             values[name] = _read(known[name].name, text, known[name].default)
         values |= {name: value for name, value in overrides.items() if value is not None}
         return cls(**values)
@@ -263,7 +270,7 @@ def _read(name: str, text: str, default: Any) -> Any:
             return Path(text).expanduser()
         return type(default)(text)
     except ValueError:
-        raise SettingsError(f"{name} must be {_kind(default)}, got {text!r}") from None
+        raise SettingsError(f"{variable(name)} must be {_kind(default)}, got {text!r}") from None
 
 
 def _kind(default: Any) -> str:

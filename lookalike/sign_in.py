@@ -101,7 +101,9 @@ def address(settings: Settings, sign_ins: SignIns) -> str:
     be worth stealing.
     """
     if not settings.label_studio_token:
-        raise SettingsError("set label_studio_token first: the address signs in as the account that it belongs to")
+        raise SettingsError(
+            "set LOOKALIKE_LABEL_STUDIO_TOKEN first: the address signs in as the account that it belongs to"
+        )
     if not settings.is_on_loopback:
         raise SettingsError(
             f"an address that signs in is only given where the pages answer on 127.0.0.1, not on {settings.host}; "

@@ -103,16 +103,18 @@ def open_engine(url: str) -> Engine:
         parsed = make_url(url)
         backend = parsed.get_backend_name()
         if backend not in ("sqlite", "postgresql"):
-            raise SettingsError(f"store_url must be a sqlite or postgresql URL, got {backend}")
+            raise SettingsError(f"LOOKALIKE_STORE_URL must be a sqlite or postgresql URL, got {backend}")
         if backend == "postgresql":
             parsed = parsed.set(drivername="postgresql+psycopg")
         elif parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(parsed, pool_pre_ping=backend == "postgresql")
     except ArgumentError:
-        raise SettingsError("store_url must be a SQLAlchemy URL such as sqlite:///ledger.sqlite3") from None
+        raise SettingsError("LOOKALIKE_STORE_URL must be a SQLAlchemy URL such as sqlite:///ledger.sqlite3") from None
     except ModuleNotFoundError as error:
-        raise SettingsError(f"store_url needs the package {error.name}: pip install 'lookalike[postgresql]'") from None
+        raise SettingsError(
+            f"LOOKALIKE_STORE_URL needs the package {error.name}: pip install 'lookalike[postgresql]'"
+        ) from None
     if backend == "sqlite":
         _prepare_sqlite(engine)
     return engine

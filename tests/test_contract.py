@@ -461,7 +461,9 @@ def test_webhook__project_without_a_control_for_us(client: FlaskClient, services
     assert services.store.videos("1.1795418028") == []
 
 
-@pytest.mark.parametrize(("changes", "said"), [({"max_queue": 1}, "max_queue (1)"), ({"disk_free_mb": 1e12}, "disk")])
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"max_queue": 1}, "LOOKALIKE_MAX_QUEUE (1)"), ({"disk_free_mb": 1e12}, "disk")]
+)
 def test_webhook__no_room_answers_503(
     settings: Settings, changes: dict[str, float], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

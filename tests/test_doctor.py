@@ -110,7 +110,9 @@ def test_examine__no_token(settings: Settings) -> None:
 
 def test_examine__wrong_token(settings: Settings, studio: FakeStudio) -> None:
     finding = said(settings.with_(label_studio_token="f" * 40))[-1]
-    assert finding.startswith("wrong  Label Studio: Label Studio does not accept label_studio_token (Invalid token.)")
+    assert finding.startswith(
+        "wrong  Label Studio: Label Studio does not accept LOOKALIKE_LABEL_STUDIO_TOKEN (Invalid token.)"
+    )
     assert "f" * 40 not in finding
 
 

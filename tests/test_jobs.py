@@ -295,7 +295,7 @@ def test_video__empty_folder_missing(place: Workplace) -> None:
         said[name] = row.error
     assert said["empty.mp4"].endswith("empty.mp4 is empty; upload it again")
     assert said["folder"].endswith("folder is a folder, not a file")
-    assert "lies outside local_files_root" in said["../../etc/passwd"]
+    assert "lies outside LOOKALIKE_LOCAL_FILES_ROOT" in said["../../etc/passwd"]
 
 
 def test_video__unreachable_host_is_tried_later(place: Workplace) -> None:
@@ -342,7 +342,7 @@ def test_deliver__a_lasting_refusal_is_set_aside(opened: Open, studio: FakeStudi
     make_due(place, row_of(place, "deliver", video))
     row = run(place, "deliver", video)
     assert row.state == "failed"
-    assert "set aside after 2 tries; the last: Label Studio does not accept label_studio_token" in row.error
+    assert "set aside after 2 tries; the last: Label Studio does not accept LOOKALIKE_LABEL_STUDIO_TOKEN" in row.error
     assert [status.state for status in place.store.video_status(UID)] == ["failed"]
 
 
@@ -475,7 +475,7 @@ def test_deliver__without_label_studio_says_so(place: Workplace) -> None:
     row = run(place, "deliver", video)
     assert (row.state, row.error) == (
         "failed",
-        "label_studio_url is not set, so predictions only go out when Label Studio asks for them",
+        "LOOKALIKE_LABEL_STUDIO_URL is not set, so predictions only go out when Label Studio asks for them",
     )
     for kind in ("companion", "propagate"):
         assert run(place, kind).state == "done"

@@ -111,7 +111,7 @@ def test_token__is_renewed_once_when_refused(fake: FakeServer) -> None:
 
 def test_token__refused_for_good_says_so(fake: FakeServer) -> None:
     fake.answers = [(401, {"detail": "no"})]
-    with pytest.raises(LabelStudioRefused, match="does not accept label_studio_token"):
+    with pytest.raises(LabelStudioRefused, match="does not accept LOOKALIKE_LABEL_STUDIO_TOKEN"):
         LabelStudio(fake.url, jwt("refresh")).whoami()
     assert len(fake.asked) == 4  # refresh, try, refresh, try
 
@@ -213,7 +213,7 @@ def test_unreachable__silence_is_cut_off(fake: FakeServer) -> None:
 
 def test_address__redirect_is_not_followed(fake: FakeServer) -> None:
     fake.answers = [(302, {})]
-    with pytest.raises(LabelStudioError, match=r"redirects .* set label_studio_url"):
+    with pytest.raises(LabelStudioError, match=r"redirects .* set LOOKALIKE_LABEL_STUDIO_URL"):
         LabelStudio(fake.url, "a" * 40).whoami()
 
 

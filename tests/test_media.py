@@ -179,7 +179,7 @@ def test_http__empty_body(server: Server, downloads: Path) -> None:
 def test_http__announced_size_is_too_large(server: Server, downloads: Path) -> None:
     server.pages["/a"] = page(VIDEO)
     error = refused(server.url + "/a", downloads, trusted_hosts=server.host, media_max_mb=0.5)
-    assert "larger than 0.5 MB; raise media_max_mb" in str(error)
+    assert "larger than 0.5 MB; raise LOOKALIKE_MEDIA_MAX_MB" in str(error)
     assert not error.temporary
 
 
@@ -443,7 +443,7 @@ def test_label_studio__missing_file_and_server_down(server: Server, downloads: P
 
 
 def test_label_studio__none_connected(downloads: Path) -> None:
-    assert "set label_studio_url" in str(refused("/data/upload/1/a.mp4", downloads))
+    assert "set LOOKALIKE_LABEL_STUDIO_URL" in str(refused("/data/upload/1/a.mp4", downloads))
 
 
 @pytest.mark.e2e
@@ -524,7 +524,7 @@ def test_local__file_below_the_root_is_used_where_it_lies(root: Path, downloads:
 def test_local__file_outside_the_root_is_refused(root: Path, downloads: Path, url: str) -> None:
     (root / "clips" / "link.mp4").symlink_to(root.parent / "outside.mp4")
     error = refused(url.format(root=root), downloads, local_files_root=str(root))
-    assert "outside local_files_root" in str(error)
+    assert "outside LOOKALIKE_LOCAL_FILES_ROOT" in str(error)
 
 
 @pytest.mark.parametrize("url", ["/data/local-files/?d=a%00b", "clips/a\0b", "file:///a%00b", "clips/circle"])
@@ -545,7 +545,17 @@ def test_local__folder_pipe_and_missing_file(root: Path, downloads: Path) -> Non
 
 def test_local__none_may_be_read_without_a_root(root: Path, downloads: Path) -> None:
     for url in (f"{root}/clips/a b.mp4", f"file://{root}/clips/a b.mp4", "clips/a b.mp4"):
-        assert "set local_files_root" in str(refused(url, downloads))
+        assert "set LOOKALIKE_LOCAL_FILES_ROOT" in str(refused(url, downloads))
+
+
+def test_local__missing_file_is_told_though_label_studio_only_forbids(
+    server: Server, root: Path, downloads: Path
+) -> None:
+    server.pages["/data/local-files/"] = page(b'{"detail": "Forbidden"}', 403)
+    studio = LabelStudio(server.url, "a" * 40, tries=1)
+    error = refused("/data/local-files/?d=clips/gone.mp4", downloads, studio, local_files_root=str(root))
+    assert f"gone.mp4 does not exist below {root}, and Label Studio:" in str(error)
+    assert error.temporary, "another storage may serve it later"
 
 
 # --- guarded children: the functions below run in them ---

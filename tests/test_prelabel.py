@@ -79,7 +79,7 @@ def test_command__what_does_not_go_together(arguments: list[str], said: str) -> 
 def test_command__bad_setting_is_named() -> None:
     result = CliRunner().invoke(command, ["x.mp4", "--out", "y", "--share", "7"])
     assert isinstance(result.exception, SettingsError)
-    assert "keyframe_share must be between" in str(result.exception)
+    assert "LOOKALIKE_KEYFRAME_SHARE must be between" in str(result.exception)
 
 
 # --- a connected project ---

@@ -145,7 +145,7 @@ def test_serve__sigterm_lets_the_request_in_hand_end(settings: Settings, server:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org", "[::]"])
 def test_address__beyond_loopback_needs_a_login(host: str) -> None:
-    with pytest.raises(SettingsError, match="set basic_auth_user and basic_auth_pass"):
+    with pytest.raises(SettingsError, match="set LOOKALIKE_BASIC_AUTH_USER and LOOKALIKE_BASIC_AUTH_PASS"):
         check_address(Settings(host=host))
     check_address(Settings(host=host, **LOGIN))
 
@@ -159,7 +159,7 @@ def test_address__loopback_needs_none(host: str) -> None:
     ("changes", "code", "said"),
     [
         ({"host": "0.0.0.0"}, 2, "can be reached from other machines"),
-        ({"redis_url": "http://127.0.0.1"}, 2, "redis_url must start with"),
+        ({"redis_url": "http://127.0.0.1"}, 2, "LOOKALIKE_REDIS_URL must start with"),
         ({"store_url": "sqlite:////proc/ledger.sqlite3"}, 1, "the ledger cannot be used now"),
     ],
 )

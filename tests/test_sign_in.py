@@ -72,7 +72,7 @@ def test_address__only_on_loopback_and_with_an_account(tmp_path: Path, store: St
     sign_ins = SignIns(tmp_path, store.engine)
     settings = Settings(label_studio_token="t" * 40)
     assert address(settings, sign_ins).startswith("http://127.0.0.1:9090/login/")
-    with pytest.raises(SettingsError, match="label_studio_token"):
+    with pytest.raises(SettingsError, match="LOOKALIKE_LABEL_STUDIO_TOKEN"):
         address(settings.with_(label_studio_token=""), sign_ins)
     with pytest.raises(SettingsError, match="sign in with your own"):
         address(settings.with_(host="0.0.0.0", basic_auth_user="a", basic_auth_pass="b"), sign_ins)

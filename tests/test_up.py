@@ -85,10 +85,14 @@ def test_ports() -> None:
     [
         ([], {}, "name a Label Studio with --label-studio URL, or start a demo with --demo"),
         (["--label-studio", "http://x"], {}, "set LOOKALIKE_LABEL_STUDIO_TOKEN, or LOOKALIKE_LABEL_STUDIO_TOKEN_FILE"),
-        (["--label-studio", "x:8080"], TOKEN, "label_studio_url must start with http:// or https://, got 'x:8080'"),
+        (
+            ["--label-studio", "x:8080"],
+            TOKEN,
+            "LOOKALIKE_LABEL_STUDIO_URL must start with http:// or https://, got 'x:8080'",
+        ),
         (["--label-studio", "http://x", "--clips", "y"], TOKEN, "--clips goes with --demo"),
         (["--demo", "--ports", "8080"], {}, "--ports must be two numbers"),
-        (["--demo", "--workers", "0"], {}, "workers must be between 1 and 256, got 0"),
+        (["--demo", "--workers", "0"], {}, "LOOKALIKE_WORKERS must be between 1 and 256, got 0"),
         (["--demo", "--label-studio-bin", "/gone"], {}, "/gone is no program that can be run; 'make run' installs it"),
         (["--demo", "--label-studio-bin", "/"], {}, "/ is no program that can be run; 'make run' installs it"),
         (["--demo"], {"LOOKALIKE_COLOUR": "red"}, "LOOKALIKE_COLOUR is not a setting"),
@@ -150,7 +154,10 @@ def test_command__a_backend_that_does_not_start_ends_it_all_with_its_last_words(
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out.splitlines()[1:]) == (1, ["stopping …"])
     assert error.startswith("lookalike: backend does not start. The end of ")
-    assert "host 0.0.0.0 can be reached from other machines: set basic_auth_user and basic_auth_pass" in error
+    assert (
+        "host 0.0.0.0 can be reached from other machines: set LOOKALIKE_BASIC_AUTH_USER and LOOKALIKE_BASIC_AUTH_PASS"
+        in error
+    )
     assert "Traceback" not in error
     assert processes_of(tmp_path) == []
 
@@ -257,8 +264,12 @@ def test_greet__a_label_studio_that_is_not_there_yet_is_told(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("url", "token", "said"),
     [
-        ("http://", "0" * 40, "label_studio_url must look like http://localhost:8080, got 'http://'"),
-        ("http://localhost:8080", "two words", "label_studio_token must be one word without spaces; copy it again"),
+        ("http://", "0" * 40, "LOOKALIKE_LABEL_STUDIO_URL must look like http://localhost:8080, got 'http://'"),
+        (
+            "http://localhost:8080",
+            "two words",
+            "LOOKALIKE_LABEL_STUDIO_TOKEN must be one word without spaces; copy it again",
+        ),
     ],
 )
 def test_command__what_waiting_will_not_mend_is_one_sentence(tmp_path: Path, url: str, token: str, said: str) -> None:

@@ -240,7 +240,8 @@ def _find_keyframes(source: Source, archive: Archive) -> Extraction:
     free_mb = shutil.disk_usage(archive.out).free / 1e6
     if free_mb < settings.disk_free_mb:
         raise SetupError(
-            f"{archive.out} has {free_mb:.0f} MB free and disk_free_mb asks for {settings.disk_free_mb:g}; make room, "
+            f"{archive.out} has {free_mb:.0f} MB free and LOOKALIKE_DISK_FREE_MB asks for "
+            f"{settings.disk_free_mb:g}; make room, "
             "then run the same command again: it goes on from here"
         )
     place = archive.out / "keyframes" / archive.folder(source)

@@ -352,7 +352,9 @@ def _deliver(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
     if video is None or video.task not in found:
         return place.store.ledger.finish(claim)
     if place.label_studio is None:
-        raise SettingsError("label_studio_url is not set, so predictions only go out when Label Studio asks for them")
+        raise SettingsError(
+            "LOOKALIKE_LABEL_STUDIO_URL is not set, so predictions only go out when Label Studio asks for them"
+        )
     prediction = found[video.task]
     stage("delivering")
     try:
@@ -774,7 +776,9 @@ def _register_webhook(place: Workplace, label_studio_id: int) -> None:
 def _check_disk(settings: Settings) -> None:
     free_mb = shutil.disk_usage(settings.data_dir).free / 1e6
     if free_mb < settings.disk_free_mb:
-        raise MediaHeldUp(f"waiting for disk: {free_mb:.0f} MB free, disk_free_mb asks for {settings.disk_free_mb:.0f}")
+        raise MediaHeldUp(
+            f"waiting for disk: {free_mb:.0f} MB free, LOOKALIKE_DISK_FREE_MB asks for {settings.disk_free_mb:.0f}"
+        )
 
 
 def _label_config(project: Project) -> LabelConfig | None:

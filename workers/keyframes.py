@@ -617,7 +617,7 @@ def _open(path: Path, options: KeyframeOptions) -> Iterator[_Video]:
         if pixels > options.max_pixels:
             raise MediaError(
                 f"{name} is {context.width} x {context.height}, more than the {options.max_pixels} pixels allowed; "
-                "scale it down or raise max_pixels"
+                "scale it down or raise LOOKALIKE_MAX_PIXELS"
             )
         video = _Video(path, container, stream, options.max_duration_s)
         if video.duration_s and video.duration_s > options.max_duration_s:
@@ -645,7 +645,10 @@ def _check_file(path: Path) -> None:
 
 
 def _too_long(path: Path, got_s: float, longest_s: float) -> str:
-    return f"{path.name} lasts {got_s:.0f} s or more, {longest_s:.0f} s are allowed; cut it or raise max_duration_s"
+    return (
+        f"{path.name} lasts {got_s:.0f} s or more, {longest_s:.0f} s are allowed; "
+        "cut it or raise LOOKALIKE_MAX_DURATION_S"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -86,7 +86,9 @@ def fetch(media: Media, into: Path, settings: Settings, label_studio: LabelStudi
         if label_studio is None and sought:
             raise MediaError(f"{shown_url(url)} does not exist below {sought}; put it there, or correct the task")
         if label_studio is None:
-            raise MediaError(f"{shown_url(url)} is Label Studio's, and none is connected; set label_studio_url")
+            raise MediaError(
+                f"{shown_url(url)} is Label Studio's, and none is connected; set LOOKALIKE_LABEL_STUDIO_URL"
+            )
         url = label_studio.url + url
     _check_scheme(url)
 
@@ -101,9 +103,9 @@ def fetch(media: Media, into: Path, settings: Settings, label_studio: LabelStudi
             _save(response, part, settings, shown_url(url))
         part.rename(target)
     except MediaError as error:
-        if error.temporary or not sought:
+        if error.outage or not sought:
             raise
-        raise MediaError(f"{shown_url(media.url)} does not exist below {sought}, and Label Studio: {error}") from None
+        raise type(error)(f"{shown_url(media.url)} does not exist below {sought}, and Label Studio: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     return target
@@ -139,7 +141,9 @@ def run_guarded(function: Callable[..., T], *args: Any, timeout_s: float, memory
             process.start()
         sender.close()
         if not receiver.poll(timeout_s):
-            raise MediaError(f"it took longer than {timeout_s:g} s to decode; raise decode_timeout_s if that is right")
+            raise MediaError(
+                f"it took longer than {timeout_s:g} s to decode; raise LOOKALIKE_DECODE_TIMEOUT_S if that is right"
+            )
         try:
             done, value = receiver.recv()
         except EOFError:
@@ -188,7 +192,9 @@ def _below_root(
 ) -> Path | None:
     """A regular file below local_files_root, every link followed."""
     if not settings.local_files_root:
-        raise MediaError(f"{shown_url(url)} is a local file, and none may be read; set local_files_root to its folder")
+        raise MediaError(
+            f"{shown_url(url)} is a local file, and none may be read; set LOOKALIKE_LOCAL_FILES_ROOT to its folder"
+        )
     try:
         root = Path(settings.local_files_root).resolve()
         path = (root / name).resolve()
@@ -196,7 +202,7 @@ def _below_root(
             if may_escape:
                 return None
             raise MediaError(
-                f"{shown_url(url)} lies outside local_files_root, {settings.local_files_root}; move it there"
+                f"{shown_url(url)} lies outside LOOKALIKE_LOCAL_FILES_ROOT, {settings.local_files_root}; move it there"
             )
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -330,14 +336,14 @@ def _save(response: requests.Response, part: Path, settings: Settings, shown: st
 
 def _check_size(size: float, limit: float, shown: str) -> None:
     if size > limit:
-        raise MediaError(f"{shown} is larger than {limit / _MB:g} MB; raise media_max_mb if that is right")
+        raise MediaError(f"{shown} is larger than {limit / _MB:g} MB; raise LOOKALIKE_MEDIA_MAX_MB if that is right")
 
 
 def _check_disk(folder: Path, coming: int, settings: Settings) -> None:
     free_mb = (shutil.disk_usage(folder).free - max(coming, 0)) / _MB
     if free_mb < settings.disk_free_mb:
         raise MediaHeldUp(
-            f"waiting for disk: {folder} would have {max(free_mb, 0):.0f} MB left, and disk_free_mb is "
+            f"waiting for disk: {folder} would have {max(free_mb, 0):.0f} MB left, and LOOKALIKE_DISK_FREE_MB is "
             f"{settings.disk_free_mb:g}; make room"
         )
 
@@ -354,7 +360,7 @@ def _sweep(into: Path, settings: Settings) -> None:
 
 
 def _too_slow(shown: str, settings: Settings) -> str:
-    return f"{shown} took longer than {settings.media_timeout_s:g} s; raise media_timeout_s if that is right"
+    return f"{shown} took longer than {settings.media_timeout_s:g} s; raise LOOKALIKE_MEDIA_TIMEOUT_S if that is right"
 
 
 def _reason(error: BaseException) -> str:
@@ -446,7 +452,7 @@ def _connect(connection: HTTPConnection, trusted: frozenset[str], sockets: list[
         for address in addresses:
             if not is_public(address):
                 raise MediaError(
-                    f"{host} is at {address}, which is no public address; add {host}:{port} to trusted_hosts "
+                    f"{host} is at {address}, which is no public address; add {host}:{port} to LOOKALIKE_TRUSTED_HOSTS "
                     "if videos may come from there"
                 )
     problem: OSError | None = None
@@ -499,7 +505,8 @@ def _child(
         outcome = (
             False,
             MediaError(
-                f"it needs more than {memory_mb:g} MB of memory to decode; raise decode_memory_mb if that is right"
+                f"it needs more than {memory_mb:g} MB of memory to decode; "
+                "raise LOOKALIKE_DECODE_MEMORY_MB if that is right"
             ),
         )
     except LookalikeError as error:

@@ -30,7 +30,7 @@ def extract(path: Path, video_id: int, out: Path, options: KeyframeOptions | Non
     if width * height > options.max_pixels:
         raise MediaError(
             f"{path.name} is {width} x {height}, more than the {options.max_pixels} pixels allowed; scale it down or "
-            "raise max_pixels"
+            "raise LOOKALIKE_MAX_PIXELS"
         )
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR)  # turned upright as its EXIF says
     if picture is None:
