@@ -14,7 +14,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -405,10 +405,11 @@ class LabelStudio:
     def disconnect_ml(self, backend_id: int) -> None:
         self._call("DELETE", f"/api/ml/{backend_id}")
 
-    def disconnect_moved_ml(self, project_id: int, url: str, title: str, *, answering: bool = False) -> None:
+    def disconnect_moved_ml(self, project_id: int, url: str, title: str, *, answering: bool = False) -> set[str]:
         """Disconnect what `connect_ml` left under this title at other loopback addresses, and remove its webhooks.
 
-        Call it once the backend is connected at `url`. What answers there stays, unless `answering` is set.
+        Call it once the backend is connected at `url`. What answers there stays, unless `answering` is set. Gives the
+        webhooks' addresses.
         """
         moved = [
             row
@@ -418,17 +419,21 @@ class LabelStudio:
             and urlsplit(row["url"]).hostname in ("127.0.0.1", "localhost", "::1")
             and (answering or row.get("state") in ("DI", "ER"))
         ]
-        if not moved:
-            return
-        version = self.project(project_id).get("model_version")
         hooks = {f"{row['url'].rstrip('/')}/webhook" for row in moved}
+        if not moved:
+            return hooks
+        version = self.project(project_id).get("model_version")
         for row in moved:
             self.disconnect_ml(row["id"])
-        for hook in self.webhooks(project_id):
-            if hook["url"] in hooks:
-                self._call("DELETE", f"/api/webhooks/{hook['id']}/")
+        self.remove_webhooks(project_id, hooks)
         if version:  # Label Studio forgets it with a model of this title, though another has the same
             self.update_project(project_id, model_version=version)
+        return hooks
+
+    def remove_webhooks(self, project_id: int, urls: Collection[str]) -> None:
+        for hook in self.webhooks(project_id):
+            if hook["url"] in urls:
+                self._call("DELETE", f"/api/webhooks/{hook['id']}/")
 
     def webhooks(self, project_id: int) -> list[Json]:
         return self._list("GET", "/api/webhooks/", params={"project": project_id})

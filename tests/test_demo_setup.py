@@ -97,6 +97,20 @@ def test_set_up_project__moves_its_model_to_another_port(tmp_path: Path) -> None
         assert fake.projects[1]["model_version"] == "lookalike-x"
 
 
+def test_set_up_project__a_companion_forgets_the_other_port(tmp_path: Path) -> None:
+    with running_studio() as fake, LabelStudio(fake.url, TOKEN) as studio:
+        fake.add_project(1, "<View/>")
+        fake.projects[1]["title"] = demo.TITLE
+        fake.add_project(2, "<View/>")
+        hooks = ("http://127.0.0.1:29090/webhook", "http://127.0.0.1:5000/theirs")
+        fake.webhooks |= {90 + n: {"id": 90 + n, "project": 2, "url": url} for n, url in enumerate(hooks)}
+        for port in (29090, 29092):
+            demo.set_up_project(studio, Settings(data_dir=tmp_path, port=port), "<View/>", [], "lookalike-x")
+        assert [hook["url"] for hook in fake.webhooks.values() if hook["project"] == 2] == [
+            "http://127.0.0.1:5000/theirs"
+        ]
+
+
 def test_find_clips__by_suffix_in_order_also_below(tmp_path: Path) -> None:
     for name in ("b.MP4", "a.mkv", "notes.txt", "sub/c.webm"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

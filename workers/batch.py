@@ -22,12 +22,9 @@ from lookalike.records import Clustering, Embeddings, Json, LabelConfig, keyfram
 from lookalike.settings import Settings
 from workers import clustering, timeline
 from workers.archive import Archive, Found, Result, Source, find_sources, save_npz, work_through
+from workers.media import VIDEO_SUFFIXES
 from workers.sheet import Shown, write_sheet
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts", ".m2ts"),
-    *(".mts", ".mxf", ".3gp", ".asf", ".vob"),
-)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 #: how Label Studio serves the files of a folder of its own machine
 LOCAL_FILES = "/data/local-files/?d="

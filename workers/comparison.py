@@ -32,9 +32,10 @@ from lookalike.settings import Settings
 from workers import clustering, evaluate
 from workers.agreement import Agreement, agree
 from workers.archive import Archive, Result, Source, find_sources, save_npz, work_through
-from workers.batch import IMAGE_SUFFIXES, VIDEO_SUFFIXES, numbered, shown_frames
+from workers.batch import IMAGE_SUFFIXES, numbered, shown_frames
 from workers.embedders import open_embedder
 from workers.inputs import Origin, embed_keyframes, read_picture
+from workers.media import VIDEO_SUFFIXES
 from workers.sheet import Shown
 
 T = TypeVar("T")

