@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -20,6 +22,9 @@ from lookalike.queue import Queue, redis_url
 from lookalike.records import Json
 from lookalike.settings import Settings
 from lookalike.store import open_store
+
+#: a companion is made first and gets its webhook when its tasks and tabs are there
+_YOUNG_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,10 @@ def examine(settings: Settings, only_project: int | None = None, *, connect: boo
             for project in found:
                 if _is_companion(settings, project):
                     fact = "holds the keyframes of another project"
-                    yield _webhook(studio, settings, project, fact, "it is registered again within a minute or so")
+                    found_so = _webhook(studio, settings, project, fact, "it is registered again within a minute or so")
+                    if found_so.trouble and _age_s(project) < _YOUNG_S:
+                        found_so = Finding(found_so.subject, "", f"{fact}, was made a moment ago and is being set up")
+                    yield found_so
                 elif videos := described(project.get("description") or ""):
                     yield Finding(
                         _subject(project),
@@ -184,6 +192,10 @@ def _is_companion(settings: Settings, project: Json) -> bool:
             return store.labels.owner(wire.project_uid(project["id"], project["created_at"])) is not None
     except (LookalikeError, OSError):
         return False  # what is wrong with the ledger has been told
+
+
+def _age_s(project: Json) -> float:
+    return time.time() - datetime.fromisoformat(project["created_at"]).timestamp()
 
 
 def _subject(project: Json) -> str:

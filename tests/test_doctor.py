@@ -212,7 +212,9 @@ def test_examine__labeling_configuration(settings: Settings, studio: FakeStudio)
     assert choices.endswith("; add <Choice value='Cluster (unnamed)'/> to category")
 
 
-def test_examine__a_keyframes_project_needs_a_webhook_but_no_model(settings: Settings, studio: FakeStudio) -> None:
+def test_examine__a_keyframes_project_needs_a_webhook_but_no_model(
+    settings: Settings, studio: FakeStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
     studio.add_project(1, TIMELINE)
     studio.add_project(2, shipped_config("keyframe_choices"))
     connect(studio, settings)
@@ -221,6 +223,10 @@ def test_examine__a_keyframes_project_needs_a_webhook_but_no_model(settings: Set
         store.put_project(Project(videos, 1, "videos", TIMELINE))
         store.labels.put_companion(Companion(videos, keyframes, 2, ""))
     assert said(settings)[-1].startswith("wrong  project 2 'project 2': has no webhook to the backend")
+    monkeypatch.setattr("lookalike.doctor._YOUNG_S", 1e12)
+    assert said(settings)[-1].endswith(
+        "holds the keyframes of another project, was made a moment ago and is being set up"
+    )
     studio.webhooks[9] = {"id": 9, "project": 2, "url": f"{settings.backend_url}/webhook"}
     assert said(settings)[-1] == "ok     project 2 'project 2': holds the keyframes of another project"
 
