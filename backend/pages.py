@@ -49,9 +49,9 @@ _TABS = (
 #: in the order in which a video goes through them
 _ORDER = (
     *("queued", "starting", "fetching", "extracting", "embedding", "clustering", "delivering", "nothing to show yet"),
-    *("delivered", "failed"),
+    *("updating", "delivered", "failed"),
 )
-_SETTLED = ("delivered", "nothing to show yet", "failed")
+_SETTLED = ("updating", "delivered", "nothing to show yet", "failed")
 _BEFORE_EMBEDDED = ("queued", "starting", "fetching", "extracting", "embedding")
 _RUNNING = ("starting", "fetching", "extracting", "embedding", "delivering")
 #: rows that a page lists at most

@@ -80,7 +80,7 @@ class VideoStatus:
     video: int
     task: int
     url: str
-    state: str  # queued, a running job's stage, clustering, delivering, delivered, failed
+    state: str  # queued, a running job's stage, clustering, delivering, delivered, updating, failed
     error: str
     work: int
     updated_at: float
@@ -589,6 +589,8 @@ def _shown() -> tuple[Any, Any, Any, Any]:
     not_grouped = and_(work.c.state == "done", predictions.c.digest.is_(None), _grouping.c.state == "failed")
     not_sent = and_(done, _delivery.c.state == "failed")
     sent = and_(done, predictions.c.digest == predictions.c.delivered)
+    # people have an earlier one, or were given this one when they opened the task
+    sent_before = or_(predictions.c.delivered != "", predictions.c.answered_at > 0)
     state = case(
         (work.c.state == "failed", "failed"),
         (work.c.state == "running", case((work.c.stage != "", work.c.stage), else_="starting")),
@@ -598,6 +600,7 @@ def _shown() -> tuple[Any, Any, Any, Any]:
         (and_(predictions.c.digest.is_(None), _grouping.c.state == "done"), "nothing to show yet"),
         (predictions.c.digest.is_(None), "clustering"),
         (sent, "delivered"),
+        (sent_before, "updating"),
         else_="delivering",
     )
     error = case((not_grouped, _grouping.c.error), (sent, ""), (done, _delivery.c.error), else_=work.c.error)

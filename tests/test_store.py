@@ -463,6 +463,14 @@ class TestStatus:
         assert store.ledger.retry(ids=[now().work]) == 1
         store.put_delivered(claim(store, "deliver", video), store.predictions(PROJECT, [1])[1].digest)
         assert (now().state, now().error) == ("delivered", "")
+        store.want("cluster", PROJECT)
+        put_clustering(store, {video: {"result": [], "score": 0.5}})
+        assert now().state == "updating", "what people have is only not the newest"
+        store.put_delivered(claim(store, "deliver", video), store.predictions(PROJECT, [1])[1].digest)
+        assert store.answering(PROJECT, [video], 0) == {video}
+        assert now().state == "updating"
+        store.put_delivered(claim(store, "deliver", video), store.predictions(PROJECT, [1])[1].digest)
+        assert now().state == "delivered"
         assert store.video_status("8.2026") == []
         assert store.video_status() == [now()]
         assert store.video_status(PROJECT, states=("delivered",)) == [now()]
