@@ -35,7 +35,7 @@ Lookalike.acting = (bar) => {
     try {
       return await what();
     } catch (error) {
-      Lookalike.say(error.message); // the server's sentence
+      Lookalike.complain(error.message); // the server's sentence
       return undefined;
     } finally {
       busy = false;
@@ -66,7 +66,7 @@ Lookalike.acting = (bar) => {
       if (all.skipped.length) words.push(`${all.skipped.length} were already`);
       if (all.failed.length) words.push(`${all.failed.length} failed: ${all.failed[0].reason}`);
       if (stopped) words.push("stopped");
-      Lookalike.say(words.join("; "));
+      Lookalike[all.failed.length ? "complain" : "say"](words.join("; "));
       return all;
     }),
     reject: (ids, category = "") => alone(async () => {

@@ -369,7 +369,7 @@ addEventListener("DOMContentLoaded", () => {
     const parts = [];
     for (let at = 0; at < shown.length; at += 120) {
       const answer = await fetch(`${base}/tiles?ids=${shown.slice(at, at + 120).join(",")}`, {headers: {Accept: "text/html"}}).catch(() => null);
-      if (!answer?.ok) return Lookalike.say("The server does not answer; try again.");
+      if (!answer?.ok) return Lookalike.complain("The server does not answer; try again.");
       parts.push(await answer.text());
     }
     sheet.set(parts.join(""));

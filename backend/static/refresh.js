@@ -1,35 +1,52 @@
 // Parts of a page that change by themselves, messages, and requests to our own server. See layout.html.
 //
-//   Lookalike.say("3 keyframes labelled")           a message at the foot of the page, read out by screen readers
+//   Lookalike.say("3 keyframes labelled")           a message at the foot of the page, read out by screen readers; it goes
+//                                                   after a while, but not while the pointer or the focus is on it
+//   Lookalike.complain("The server …")              one that stays until it is dismissed or another one comes
 //   await Lookalike.post(address, {any: "JSON"})    POST with the CSRF token; the answer's JSON. Throws an Error with the
 //                                                   server's sentence, which is also said
 //   await Lookalike.get(address)                    the same for GET
 "use strict";
 window.Lookalike = (() => {
   const csrf = document.querySelector('meta[name="csrf"]').content;
+  const box = document.getElementById("say");
   let timer = 0;
 
-  function say(text) {
-    const box = document.getElementById("say");
-    const line = document.createElement("p");
-    line.textContent = text;
-    box.replaceChildren(line);
-    clearTimeout(timer);
-    timer = setTimeout(() => box.replaceChildren(), 6000);
+  function say(text, stays = false) {
+    const line = document.getElementById("said").content.firstElementChild.cloneNode(true);
+    line.querySelector("span").textContent = text;
+    line.classList.toggle("stays", stays);
+    shown().forEach((old) => old.remove());
+    box.append(line);
+    wait();
   }
+  const complain = (text) => say(text, true);
+  const shown = () => [...box.querySelectorAll("p")];
+
+  // A message goes by itself only when nobody is about to read or dismiss it.
+  function wait() {
+    clearTimeout(timer);
+    if (box.querySelector(".stays") || box.matches(":hover, :focus-within")) return;
+    timer = setTimeout(() => shown().forEach((line) => line.remove()), 6000);
+  }
+  for (const event of ["pointerenter", "pointerleave", "focusin"]) box.addEventListener(event, wait);
+  box.addEventListener("focusout", () => setTimeout(wait)); // when the focus has arrived where it goes
+  box.addEventListener("click", ({target}) => target.closest("button")?.closest("p").remove());
 
   async function ask(address, options) {
     let answer;
     try {
       answer = await fetch(address, {...options, headers: {Accept: "application/json", ...options.headers}});
     } catch {
-      say("The server does not answer; is it running?");
-      throw new Error("no answer");
+      const sentence = "The server does not answer; is it running?";
+      complain(sentence);
+      throw new Error(sentence);
     }
     const body = await answer.json().catch(() => ({}));
     if (!answer.ok) {
-      const sentence = body.error?.message || `The server answered ${answer.status}.`;
-      say(answer.status === 401 ? "You are signed out; load the page anew." : sentence);
+      const said = body.error?.message || `The server answered ${answer.status}.`;
+      const sentence = answer.status === 401 ? "You are signed out; load the page anew." : said;
+      complain(sentence);
       throw new Error(sentence);
     }
     return body;
@@ -57,12 +74,11 @@ window.Lookalike = (() => {
 
   addEventListener("DOMContentLoaded", () => {
     document.querySelectorAll("[data-refresh]").forEach(keepFresh);
-    const box = document.getElementById("say");
-    if (box.childElementCount) timer = setTimeout(() => box.replaceChildren(), 6000);
+    wait();
     document.addEventListener("submit", (event) => {
       const question = event.target.dataset.confirm;
       if (question && !confirm(question)) event.preventDefault();
     });
   });
-  return {say, get, post};
+  return {say, complain, get, post};
 })();

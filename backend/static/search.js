@@ -202,7 +202,7 @@ addEventListener("DOMContentLoaded", () => {
       const asItIs = ["image/jpeg", "image/png", "image/webp"].includes(picture.type) && picture.size <= LARGEST;
       brought = {bitmap, image: await base64(asItIs ? picture : await smaller(bitmap))};
     } catch {
-      Lookalike.say(`${picture.name || "This"} is no picture that the browser can read; take a JPEG, PNG or WebP`);
+      Lookalike.complain(`${picture.name || "This"} is no picture that the browser can read; take a JPEG, PNG or WebP`);
       return;
     }
     search();

@@ -164,6 +164,27 @@ def test_theme__is_chosen_by_hand_and_kept(quiet: Site) -> None:
     page.close()
 
 
+def test_messages__go_by_themselves_but_what_went_wrong_stays(quiet: Site) -> None:
+    page = quiet.open(quiet.base)
+    page.clock.install()
+    lines = page.locator("#say p")
+    page.evaluate("Lookalike.say('3 labelled')")
+    page.clock.run_for(5_000)
+    assert lines.all_inner_texts() == ["3 labelled\n×"]
+    lines.hover()
+    page.clock.run_for(60_000)
+    assert lines.count() == 1, "while the pointer is on it"
+    page.mouse.move(1, 1)
+    page.clock.run_for(7_000)
+    assert lines.count() == 0
+    page.evaluate("Lookalike.complain('The server answered 503.')")
+    page.clock.run_for(60_000)
+    assert lines.count() == 1
+    page.get_by_role("button", name="Dismiss").click()
+    assert lines.count() == 0
+    page.close()
+
+
 def test_project__follows_what_happens(quiet: Site) -> None:
     page = quiet.open(quiet.base)
     uid = quiet.gallery.project.uid
