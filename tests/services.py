@@ -119,7 +119,7 @@ def label_studio_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[La
     if not LABEL_STUDIO.exists():
         pytest.skip("no Label Studio in .venv-label-studio; `make test` puts it there")
     data_dir = tmp_path_factory.mktemp("label-studio") / "data"
-    shutil.copytree(_migrated(), data_dir)
+    shutil.copytree(migrated(), data_dir)
     server = LabelStudioServer(data_dir)
     try:
         server.start()
@@ -135,7 +135,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _migrated() -> Path:
+def migrated() -> Path:
     """A data folder with an empty, migrated database. Two test runs at once make it once."""
     template = CACHE / "label-studio"
     CACHE.mkdir(exist_ok=True)

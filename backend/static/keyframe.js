@@ -83,6 +83,8 @@ addEventListener("DOMContentLoaded", () => {
   addEventListener("resize", () => { if (box) show(); });
 });
 addEventListener("DOMContentLoaded", async () => {
+  const now = document.querySelector(".now"); // in sight, however narrow the window is
+  if (now) now.parentElement.scrollLeft = now.offsetLeft - (now.parentElement.clientWidth - now.offsetWidth) / 2;
   const root = document.querySelector("#nearest .sheet");
   const note = document.querySelector("#nearest [role=status]");
   Lookalike.labelling(root, document.querySelector("#nearest .actions"));

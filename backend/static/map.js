@@ -431,7 +431,7 @@ addEventListener("DOMContentLoaded", () => {
       }, {once: true});
       waiting.replaceChildren(`${state.error} `, button);
       return undefined;
-    } else waiting.textContent = points ? "Newer keyframes are being added …" : `The map of ${state.keyframes} keyframes is being drawn, when the videos before it are done …`;
+    } else waiting.textContent = points ? "The map is being drawn anew, with newer keyframes; it changes here by itself …" : `The map is drawn when somebody looks. This one, of ${state.keyframes} keyframes, appears here by itself, after the videos that are at work before it …`;
     return setTimeout(follow, state.fresh ? 30000 : 2000);
   }
 

@@ -150,14 +150,14 @@ def videos(server: LabelStudioServer, folder: Path) -> Iterator[Loop]:
     for n in range(5):
         scenes = [(name, shown[name][2 * n + k]) for k in range(2) for name in CATEGORIES]
         clips.append(folder / f"clip{n}.mp4")
-        _clip(clips[-1], [picture for _, picture in scenes])
+        clip(clips[-1], [picture for _, picture in scenes])
         truth |= {(clips[-1].name, second): name for second, (name, _) in enumerate(scenes)}
 
     def fill(studio: LabelStudio, project: int) -> None:
         urls = studio.upload_files(project, clips)
         studio.import_tasks(project, [{"data": {"video": url}} for url in urls])
 
-    with _worked_on(server, folder, "Traffic, first cut", VIDEOS, fill, truth) as loop:
+    with worked_on(server, folder, "Traffic, first cut", VIDEOS, fill, truth) as loop:
         yield loop
 
 
@@ -172,7 +172,7 @@ def images(server: LabelStudioServer, folder: Path, count: int = 10, **settings:
         studio.import_tasks(project, [{"data": {"image": url, "category": "theirs"}} for url in urls.values()])
 
     truth = {name: category for name, (category, _) in found.items()}
-    with _worked_on(server, folder, "Pictures, first cut", IMAGES, fill, truth, **settings) as loop:
+    with worked_on(server, folder, "Pictures, first cut", IMAGES, fill, truth, **settings) as loop:
         yield loop
 
 
@@ -186,7 +186,7 @@ def pictures(folder: Path, count: int) -> dict[str, list[Path]]:
 
 
 @contextlib.contextmanager
-def _worked_on(
+def worked_on(
     server: LabelStudioServer,
     folder: Path,
     title: str,
@@ -204,9 +204,8 @@ def _worked_on(
         label_studio_url=server.url,
         label_studio_token=server.token,
         keyframe_share=0.1,
-        clusters=len(CATEGORIES),
         port=free_port(),
-        **changes,
+        **{"clusters": len(CATEGORIES), **changes},
     )
     with contextlib.closing(open_store(settings.sqlalchemy_url)) as store:
         place = jobs.Workplace(settings, store, Queue(f"unix://{folder}/no-server"), "test")
@@ -221,7 +220,7 @@ def _worked_on(
             jobs._workplace = None
 
 
-def _clip(path: Path, pictures: list[Path]) -> None:
+def clip(path: Path, pictures: list[Path]) -> None:
     """A second of each picture, at 8 frames/s."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
