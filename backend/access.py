@@ -30,7 +30,7 @@ from flask import Blueprint, Response, abort, current_app, g, redirect, render_t
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import Forbidden, TooManyRequests
 
-from backend.contract import Services
+from backend.services import Services
 from lookalike import wire
 from lookalike.errors import LabelStudioError, LabelStudioNotFound, LabelStudioRefused, LabelStudioUnreachable
 from lookalike.label_studio import LabelStudio

@@ -19,6 +19,7 @@ from werkzeug.exceptions import Forbidden, HTTPException
 from backend import access, api, contract, pages, search, sheets
 from backend import map as map_page
 from backend.metrics import Metrics
+from backend.services import open_services
 from lookalike.errors import (
     LabelConfigError,
     LabelStudioError,
@@ -71,7 +72,7 @@ def create_app(settings: Settings) -> Flask:
 
     Raises SettingsError, or StoreError where the ledger cannot be opened.
     """
-    services = contract.open_services(settings)
+    services = open_services(settings)
     metrics = Metrics(services.store, services.queue)
     app = Flask("lookalike", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = _MAX_BYTES

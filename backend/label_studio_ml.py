@@ -20,14 +20,15 @@ from flask import has_request_context, request
 from label_studio_ml.model import LabelStudioMLBase
 
 from backend import contract
+from backend.services import Services, open_services
 from lookalike import wire
 from lookalike.settings import Settings
 
 
 @functools.cache
-def services() -> contract.Services:
+def services() -> Services:
     """This process's ledger and queue, opened at the first request."""
-    return contract.open_services(Settings.from_environment())
+    return open_services(Settings.from_environment())
 
 
 class LookalikeModel(LabelStudioMLBase):  # type: ignore[misc]

@@ -26,7 +26,7 @@ from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
 from backend import access, thumbnails
-from backend.contract import Services
+from backend.services import Services
 from lookalike import wire
 from lookalike.companion import ask as ask_for_companion
 from lookalike.errors import LabelConfigError, NotYet

@@ -23,7 +23,7 @@ from lookalike.views import Views
 from lookalike.wire import PredictRequest, TaskRef
 
 if TYPE_CHECKING:
-    from backend.contract import Services
+    from backend.services import Services
 
 log = logging.getLogger("lookalike.backend")
 

@@ -12,7 +12,7 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from backend.app import create_app
-from backend.contract import open_services
+from backend.services import open_services
 from lookalike.errors import LookalikeError, SettingsError
 from lookalike.logs import start_logging
 from lookalike.settings import Settings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from backend.app import create_app
-from backend.contract import Services
+from backend.services import Services
 from lookalike.labels import Companion
 from lookalike.records import Clustering
 from lookalike.schema import work
@@ -311,7 +310,7 @@ def test_predict__interactive_suggests_no_regions_and_saves_nothing(client: Flas
 def test_predict__full_takes_no_new_videos_but_gives_out_what_is_ready(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.contract._LOOK_FOR_ROOM_EVERY_S", 0)
+    monkeypatch.setattr("backend.services._LOOK_FOR_ROOM_EVERY_S", 0)
     client = create_app(settings.with_(max_queue=1)).test_client()
     store = client.application.extensions["lookalike"].store
     client.post("/predict", json=request_of("/predict one"))
@@ -467,7 +466,7 @@ def test_webhook__project_without_a_control_for_us(client: FlaskClient, services
 def test_webhook__no_room_answers_503(
     settings: Settings, changes: dict[str, float], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.contract._LOOK_FOR_ROOM_EVERY_S", 0)
+    monkeypatch.setattr("backend.services._LOOK_FOR_ROOM_EVERY_S", 0)
     client = create_app(settings.with_(**changes)).test_client()
     if "max_queue" in changes:
         client.post("/predict", json=bulk(2))
@@ -477,45 +476,3 @@ def test_webhook__no_room_answers_503(
     assert said in answer.get_json()["error"]["message"]
     # what people have done is small, and is taken in all the same
     assert client.post("/webhook", json=request_of("/webhook ANNOTATION_CREATED")).status_code == 201
-
-
-# --- the queue server ---
-
-
-def test_kick__wakes_a_worker(settings: Settings, valkey: str) -> None:
-    client = create_app(settings.with_(redis_url=valkey)).test_client()
-    queue = client.application.extensions["lookalike"].queue
-    before = queue.depth()
-    client.post("/predict", json=request_of("/predict one"))
-    after = queue.depth()
-    assert {name: after[name] - before[name] for name in after} == {"videos": 1, "projects": 1}
-
-
-def test_kick__a_dead_queue_server_is_told_once_in_a_while(
-    client: FlaskClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    for number in range(5):
-        body = request_of("/webhook TASKS_CREATED")
-        body["tasks"][0]["id"] = number
-        assert client.post("/webhook", json=body).status_code == 201
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "the ledger remembers the work" in caplog.text
-
-
-def test_kick__a_queue_server_that_hangs_costs_one_webhook_its_patience(
-    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with socket.socket(socket.AF_UNIX) as deaf:
-        deaf.bind(str(tmp_path / "deaf.sock"))
-        deaf.listen(8)
-        client = create_app(settings.with_(redis_url=f"unix://{tmp_path}/deaf.sock")).test_client()
-        seconds = []
-        for number in range(5):
-            body = request_of("/webhook TASKS_CREATED")
-            body["tasks"][0]["id"] = number
-            started = time.monotonic()
-            assert client.post("/webhook", json=body).status_code == 201
-            seconds.append(time.monotonic() - started)
-    assert max(seconds) < 1  # what Label Studio allows; a quarter of it is the queue server's
-    assert [record.levelname for record in caplog.records] == ["WARNING"], "it is asked once"
-    assert "Timeout" in caplog.text

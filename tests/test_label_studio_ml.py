@@ -17,13 +17,14 @@ pytest.importorskip("label_studio_ml.model", reason="no label-studio-ml 2.x: pip
 from label_studio_ml import api, model
 from label_studio_ml.cache import create_cache
 
-from backend import contract, label_studio_ml
+from backend import label_studio_ml
+from backend.services import Services, open_services
 
 
 @pytest.fixture
-def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[contract.Services]:
+def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Services]:
     settings = Settings(data_dir=tmp_path, redis_url=f"unix://{tmp_path}/nobody.sock")
-    opened = contract.open_services(settings)
+    opened = open_services(settings)
     monkeypatch.setattr(label_studio_ml, "services", lambda: opened)
     monkeypatch.setattr(model, "CACHE", create_cache("sqlite", path=str(tmp_path)))
     yield opened
@@ -31,7 +32,7 @@ def services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[contra
 
 
 @pytest.fixture
-def client(services: contract.Services) -> FlaskClient:
+def client(services: Services) -> FlaskClient:
     app = api.init_app(label_studio_ml.LookalikeModel)
     client: Any = app.test_client()
     return client
@@ -42,20 +43,20 @@ def test_adapter__health(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("extra", [{"k": 1}, '{"k": 1}', "", {}])
-def test_adapter__setup_remembers_the_project(client: FlaskClient, services: contract.Services, extra: object) -> None:
+def test_adapter__setup_remembers_the_project(client: FlaskClient, services: Services, extra: object) -> None:
     answer = client.post("/setup", json=request_of("/setup") | {"extra_params": extra})
     assert (answer.status_code, answer.get_json()) == (200, {"model_version": "lookalike-efficientnet-lite0"})
     assert [project.uid for project in services.store.projects()] == [UID]
 
 
-def test_adapter__predict_is_ours(client: FlaskClient, services: contract.Services) -> None:
+def test_adapter__predict_is_ours(client: FlaskClient, services: Services) -> None:
     body = request_of("/predict one")
     assert client.post("/predict", json=body).get_json() == {"results": [[]]}
     make_ready(services.store, UID)
     assert client.post("/predict", json=body).get_json() == {"results": [BODY]}
 
 
-def test_adapter__predict_of_several_keeps_the_order(client: FlaskClient, services: contract.Services) -> None:
+def test_adapter__predict_of_several_keeps_the_order(client: FlaskClient, services: Services) -> None:
     body = request_of("/predict one")
     client.post("/predict", json=body)
     make_ready(services.store, UID)
@@ -63,7 +64,7 @@ def test_adapter__predict_of_several_keeps_the_order(client: FlaskClient, servic
     assert client.post("/predict", json=body).get_json() == {"results": [[], BODY]}
 
 
-def test_adapter__webhook_asks_for_work(client: FlaskClient, services: contract.Services) -> None:
+def test_adapter__webhook_asks_for_work(client: FlaskClient, services: Services) -> None:
     body = request_of("/webhook START_TRAINING")
     answer = client.post("/webhook", json=body)
     assert (answer.status_code, answer.get_json()) == (201, {"result": None, "status": "ok"})

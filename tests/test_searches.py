@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from backend import contract
-from backend.contract import Services, open_services
+from backend.services import Services, open_services
 from lookalike.labels import Companion
 from lookalike.records import Json
 from lookalike.settings import Settings
