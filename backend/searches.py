@@ -11,8 +11,9 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from backend.services import Services
 from lookalike import wire
 from lookalike.errors import LookalikeError, NotYet, RequestError
 from lookalike.finder import MOST, Example, Found, Wanted, example_of
@@ -21,9 +22,6 @@ from lookalike.records import Json, LabelConfig, cluster_name, cluster_number, k
 from lookalike.store import Project
 from lookalike.views import Views
 from lookalike.wire import PredictRequest, TaskRef
-
-if TYPE_CHECKING:
-    from backend.services import Services
 
 log = logging.getLogger("lookalike.backend")
 
