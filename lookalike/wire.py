@@ -19,7 +19,7 @@ from fractions import Fraction
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element, ParseError, SubElement, indent, tostring
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
@@ -154,6 +154,21 @@ def category_colours(xml: str) -> dict[str, str]:
         return {}
     children = [_attributes(child) for child in root.iter() if _tag(child) in _CHILD.values()]
     return {c.get("alias") or c.get("value", ""): c["background"] for c in children if c.get("background")}
+
+
+def with_choices(xml: str, name: str, categories: Sequence[str], colours: Mapping[str, str], *, multiple: bool) -> str:
+    """A labeling configuration that we can read, whose Choices of this name has these; all else in it stays."""
+    root = fromstring(xml, forbid_dtd=True)
+    control = next(e for e in root.iter() if _tag(e) == "choices" and _attributes(e).get("name") == name)
+    for child in list(control):
+        control.remove(child)
+    control.set("choice", "multiple" if multiple else "single")
+    for category in categories:
+        choice = SubElement(control, "Choice", value=category)
+        if category in colours:
+            choice.set("style", f"border-left: 4px solid {colours[category]}")
+    indent(root)
+    return tostring(root, encoding="unicode") + "\n"
 
 
 def frame_rate_of(config: LabelConfig, task_data: Mapping[str, Any]) -> Fraction:

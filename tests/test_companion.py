@@ -46,6 +46,18 @@ def test_label_config__has_the_categories_in_order_and_one_data_field() -> None:
     assert "#ff0000" in xml
 
 
+def test_label_config__what_people_have_added_stays() -> None:
+    theirs = """<View><Header value="Which animal?"/>
+      <Rectangle name="look" toName="image" smart="true"/>
+      <Choices name="animal" toName="image" required="true"><Choice value="Cat" hotkey="c"/></Choices>
+      <Image name="image" value="$image" zoom="true"/></View>"""
+    xml = wire.with_choices(theirs, "animal", ["Dog", "Cat & mouse"], {"Dog": "red"}, multiple=True)
+    found = wire.parse_label_config(xml)
+    assert (found.categories, found.multiple) == (("Dog", "Cat & mouse"), True)
+    for kept in ('value="Which animal?"', 'smart="true"', 'required="true"', 'zoom="true"'):
+        assert kept in xml
+
+
 def test_tabs__use_only_what_the_page_knows() -> None:
     found = companion.tabs(CATEGORIES)
     assert list(found) == ["next", "confirm Cat", "confirm Dog", "unsure"]

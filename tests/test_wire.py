@@ -96,6 +96,7 @@ def test_config__timeline() -> None:
         ("video_timeline.xml", "TimelineLabels", "Video", "video", False),
         ("video_choices.xml", "Choices", "Video", "video", True),
         ("keyframe_choices.xml", "Choices", "Image", "image", False),
+        ("keyframe_choices_interactive.xml", "Choices", "Image", "image", False),
     ],
 )
 def test_config__ours_can_be_filled(file: str, control: str, thing: str, key: str, multiple: bool) -> None:
@@ -107,6 +108,7 @@ def test_config__ours_can_be_filled(file: str, control: str, thing: str, key: st
 def test_config__all_of_ours_are_tested() -> None:
     assert sorted(path.name for path in CONFIGS.iterdir()) == [
         "keyframe_choices.xml",
+        "keyframe_choices_interactive.xml",
         "video_choices.xml",
         "video_timeline.xml",
     ]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lookalike import wire
 from lookalike.label_studio import Filter
 from lookalike.labels import Proposal
 from lookalike.records import Clustering, Json, Keyframe, cluster_name, split_keyframe_id
@@ -64,6 +64,13 @@ class Tab:
 
 # --- the project ---
 
+#: Markdown, not HyperText: a tag with a name would be a second data field, and then Label Studio refuses uploads
+_CONFIG = """<View>
+  <Markdown value="$links"/>
+  <Choices name="category" toName="image" showInline="true"/>
+  <Image name="image" value="$image"/>
+</View>"""
+
 
 def title(video_project: str) -> str:
     """3 to 50 characters, as Label Studio wants it."""
@@ -72,21 +79,7 @@ def title(video_project: str) -> str:
 
 def label_config(categories: Sequence[str], colours: Mapping[str, str], *, multiple: bool) -> str:
     """One picture, one choice, in the order and the colours of the video project."""
-    choices = "\n".join(
-        f"    <Choice value={quoteattr(category)}"
-        + (f" style={quoteattr('border-left: 4px solid ' + colours[category])}" if category in colours else "")
-        + "/>"
-        for category in categories
-    )
-    # Markdown, not HyperText: a tag with a name would be a second data field, and then Label Studio refuses uploads
-    return f"""<View>
-  <Markdown value="$links"/>
-  <Choices name="category" toName="image" choice="{"multiple" if multiple else "single"}" showInline="true">
-{choices}
-  </Choices>
-  <Image name="image" value="$image"/>
-</View>
-"""
+    return wire.with_choices(_CONFIG, "category", categories, colours, multiple=multiple)
 
 
 def tabs(categories: Sequence[str], prefix: str = "") -> dict[str, Tab]:

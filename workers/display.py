@@ -330,21 +330,23 @@ def _keep_config(
 ) -> Companion:
     """Give the companion the categories that the videos have, when those change.
 
-    It keeps those that people have added there, and those that they have used.
+    It keeps those that people have added there, and those that they have used; what else they have put into its
+    configuration, a smart tool say, stays.
     """
     wanted = categories_of(config)
     try:
-        have = wire.parse_label_config(at_studio).categories
+        there = wire.parse_label_config(at_studio)
     except LabelConfigError as error:
         log.warning("the keyframes project %s: %s", known.label_studio_id, error)
         return known
     before = companion.tabs_of(known.tabs) or set(wanted)
-    if before != set(wanted) or not set(wanted) <= set(have):
+    if before != set(wanted) or not set(wanted) <= set(there.categories):
         colours = wire.category_colours(project.label_config)
         # an annotation whose category is gone cannot be opened any more, and would be lost when it is corrected
         used = {row.category for row in store.labels.labels(project.uid)}
-        kept = [c for c in have if c not in wanted and (c not in before or c in used)]
-        at_studio = companion.label_config([*wanted, *kept], colours, multiple=config.multiple)
+        kept = [c for c in there.categories if c not in wanted and (c not in before or c in used)]
+        chosen = [*wanted, *kept]
+        at_studio = wire.with_choices(at_studio, there.from_name, chosen, colours, multiple=config.multiple)
         studio.update_project(known.label_studio_id, label_config=at_studio)
     if at_studio != known.label_config:
         known = replace(known, label_config=at_studio)
