@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class VectorFile:
 
         name: the file's path or address, or the end of it. Raises MediaError where there is none.
         """
-        rows = self._rows(name, task)
+        rows, name = self._rows(name, task), _path_of(name)
         if not len(rows):
             where = f"task {task} or file {_stem(name)!r}" if task >= 0 else f"file {_stem(name)!r}"
             raise MediaError(f"{self.path.name} has no vector of {where}")
@@ -96,6 +97,7 @@ class VectorFile:
     def _rows(self, name: str, task: int) -> NDArray[np.int64]:
         if task >= 0 and len(found := np.flatnonzero(self.tasks == task)):
             return found
+        name = _path_of(name)
         asked = PurePosixPath(name).parts
         by_file: dict[str, list[int]] = defaultdict(list)
         for row, file in enumerate(self.files):
@@ -108,6 +110,12 @@ class VectorFile:
             if len(by_file) > 1:
                 raise MediaError(f"{self.path.name} has vectors of {' and '.join(sorted(by_file))}: which is {name}?")
         return np.asarray(next(iter(by_file.values()), []), np.int64)
+
+
+def _path_of(name: str) -> str:
+    """Of an address, as tasks have them, the path in it."""
+    is_address = name.startswith(("/data/", "http://", "https://"))
+    return unquote(name.rpartition("?d=")[2]) if is_address else name
 
 
 def _stem(name: str) -> str:

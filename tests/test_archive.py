@@ -222,3 +222,12 @@ def test_archive__folder_is_safe_and_the_files_own(tmp_path: Path) -> None:
         assert len(folder) < 120
         assert not set(folder) & set("/\n<>'\"# ?%")
         assert not folder.startswith(".")
+
+
+def test_load__vectors_made_elsewhere_that_are_others_now(clips: Path, tmp_path: Path) -> None:
+    made, out = tmp_path / "made.npz", tmp_path / "out"
+    for number in (1.0, 2.0):
+        np.savez(made, path=["a.mp4", "b.MKV"], X=np.full((2, 3), number))
+        archive = Archive(out, Settings(embedder=str(made), disk_free_mb=0))
+        results = work_through(find_sources([clips], SUFFIXES, skip=out).sources, archive, 1)
+        assert [result.vectors[0].tolist() for result in results if result.vectors is not None] == [[number] * 3] * 2

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from flask import Flask
+from numpy.typing import NDArray
 from sqlalchemy import update
 
 from lookalike import edits, logs, wire
@@ -1004,6 +1005,28 @@ def test_embedder__other_weights_under_the_same_name_are_refused(opened: Open) -
     del place.embedder
     with pytest.raises(EmbedderError, match="is not the model that made the vectors kept under this name"):
         place.embedder  # noqa: B018
+
+
+def test_embedder__vectors_made_elsewhere_that_are_others_now(opened: Open, tmp_path: Path) -> None:
+    file = tmp_path / "made.npz"
+
+    def look_again(names: list[str], vectors: NDArray[np.float32]) -> None:
+        np.savez(file, path=names, X=vectors)
+        vars(place).pop("embedder", None)
+        place.embedder  # noqa: B018
+
+    made = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    place = opened(embedder=str(file))
+    look_again(["5.mp4", "6.mp4"], made[:2])
+    for task in (5, 6):
+        assert run(place, "video", add_clip(place, task)).state == "done"
+    look_again(["7.mp4", "6.mp4", "5.mp4"], made[::-1])  # more of them, in another order
+    look_again(["5.mp4"], made[:1])
+    for names, vectors in ((["5.mp4", "6.mp4"], made[1::-1]), (["5.mp4"], made[:1, :4])):
+        with pytest.raises(
+            EmbedderError, match=r"holds other vectors of \S+d=5\.mp4 than those kept under its name; put"
+        ):
+            look_again(names, vectors)
 
 
 # --- what people did to clusters ---

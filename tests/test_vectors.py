@@ -70,7 +70,13 @@ def test_of__a_task_by_its_number_before_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["a.mp4", "/data/upload/3/0a1b2c3d-a.mp4", "/data/local-files/?d=clips/a.mp4", "https://host/x/a.mp4"],
+    [
+        "a.mp4",
+        "/data/upload/3/0a1b2c3d-a.mp4",
+        "/data/local-files/?d=clips/a.mp4",
+        "/data/local-files/?d=a.mp4",
+        "https://host/x/a.mp4",
+    ],
 )
 def test_of__as_label_studio_names_files(tmp_path: Path, address: str) -> None:
     file = npz(tmp_path, X=VECTORS[:2], path=["a.mp4", "b.mp4"])

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from lookalike import __version__
 from lookalike.errors import LookalikeError, SetupError
+from lookalike.models import VECTOR_FILES
 from lookalike.records import Extraction, Json, Keyframe, VideoFacts
 from lookalike.settings import Settings
 from workers import keyframes, media, sheet, stills
@@ -155,7 +156,7 @@ class Archive:
             if meta["key"] != self._key(source):
                 return None
             extraction = _extraction(meta["extraction"])
-            if meta["embedder"] != self.settings.embedder:
+            if meta["embedder"] != self.model:
                 vectors = None  # the pictures are there: only they are to be embedded again
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None
@@ -170,7 +171,7 @@ class Archive:
         assert result.vectors is not None
         meta = {
             "key": self._key(result.source),
-            "embedder": self.settings.embedder if self.embed else "",
+            "embedder": self.model if self.embed else "",
             "extraction": asdict(result.extraction),
             "cpu_s": dict(result.cpu_s),
         }
@@ -178,6 +179,15 @@ class Archive:
 
     def _file(self, source: Source) -> Path:
         return self.out / "videos" / f"{self.folder(source)}.npz"
+
+    @property
+    def model(self) -> str:
+        """The model's name; of vectors made elsewhere, which version of the file."""
+        name = self.settings.embedder
+        if not name.endswith(VECTOR_FILES):
+            return name
+        file = Path(name).expanduser().stat()
+        return f"{name} of {file.st_size} bytes, {file.st_mtime_ns}"
 
     def _key(self, source: Source) -> Json:
         return {

@@ -165,7 +165,7 @@ def _choices(archive: Archive) -> Json:
     settings = archive.settings
     return {
         **asdict(archive.options),
-        "embedder": settings.embedder,
+        "embedder": archive.model,
         "clustering": settings.clustering,
         "clusters": settings.clusters,
         "seed": settings.seed,

@@ -81,6 +81,8 @@ _REFIT_GROWTH = 1.5
 _REFIT_GROWTH_AT_REST = 1.1
 #: for so long at a time a project is embedded again; then videos that have come in get their turn
 _EMBED_S = 20.0
+#: of how many files of a project it is looked whether their vectors, made elsewhere, are still those
+_LOOKED_AT = 50
 #: how often it is looked whether Label Studio is back, or room on the disk
 _OUTAGE_S = 5.0
 #: the places in "label these next" follow when nobody waits for their lookalikes any more
@@ -188,7 +190,31 @@ class Workplace:
                 f"embedder {embedder.name} is not the model that made the vectors kept under this name; choose the one "
                 "that it was (NAME@REVISION), or give the new one another name: a folder of its own"
             )
+        if embedder.takes == "keyframes" and (file := self._given_otherwise(embedder)):
+            raise EmbedderError(
+                f"embedder {embedder.name} holds other vectors of {file} than those kept under its name; put the file "
+                "back that it was, or give the new one another name"
+            )
         return embedder
+
+    def _given_otherwise(self, embedder: Embedder) -> str:
+        """A file of which vectors made elsewhere are no more what they were, of a few of each project; or empty."""
+        for project in self.store.projects():
+            kept = self.store.load_embeddings(project.uid, embedder.name)
+            row = {int(keyframe): number for number, keyframe in enumerate(kept.keyframe_ids)}
+            known = {split_keyframe_id(keyframe)[0] for keyframe in row}
+            videos = [video for video in self.store.videos(project.uid) if video.id in known]
+            for video in videos[:: -(-len(videos) // _LOOKED_AT) or 1]:
+                origin = Origin(video.url, task=video.task)
+                frames = [frame for frame in self.store.keyframes([video.id])[video.id] if frame.id in row]
+                try:
+                    now = embed_keyframes(embedder, frames, self.settings.data_dir, origin, self.settings).vectors
+                except MediaError:
+                    continue  # it is left out now, which mixes nothing
+                before = kept.vectors[[row[frame.id] for frame in frames]]
+                if now.shape != before.shape or not np.allclose(now, before, rtol=0.01, atol=0.01 * np.abs(now).max()):
+                    return media.shown_url(video.url)
+        return ""
 
     def model(self, project: str) -> str:
         """The model that a project is shown by: the one before, until all is embedded by the one that is chosen."""
