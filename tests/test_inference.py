@@ -71,6 +71,19 @@ def test_openvino__that_is_not_installed(tmp_path, monkeypatch):
         open_embedder(str(tmp_path), device="cpu", inference="openvino", cache_dir=tmp_path)
 
 
+def test_forward__that_cannot_be_fused(tmp_path, monkeypatch):
+    def fail(encoder, batch):
+        raise RuntimeError("no such primitive\nlong story")
+
+    saved(tmp_path, "vit")
+    images = pictures(3)
+    monkeypatch.setattr(inference, "_has_bfloat16", lambda device: False)
+    true = open_embedder(str(tmp_path), device="cpu", inference="torch", cache_dir=tmp_path).embed(images)
+    monkeypatch.setattr(inference, "fuse", fail)
+    plain = open_embedder(str(tmp_path), device="cpu", inference="torch", cache_dir=tmp_path).embed(images)
+    assert cosines(plain, true).min() > 0.9999
+
+
 @pytest.mark.parametrize("way", ["torch", "auto"])
 def test_forward__that_loses_precision_is_not_taken(way, tmp_path, monkeypatch):
     saved(tmp_path, "vit")

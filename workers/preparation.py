@@ -87,7 +87,8 @@ class Preparation:
 def _resized(picture: Picture, size: tuple[int, int], kind: str) -> Picture:
     if kind == "nearest":  # torch rounds otherwise where a place lies between two pixels
         rows, columns = (_nearest(old, new) for old, new in zip(picture.shape[:2], size, strict=True))
-        return picture[rows[:, None], columns]
+        chosen: Picture = picture.take(rows, axis=0).take(columns, axis=1)  # 4 times quicker than by both at once
+        return chosen
     pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"])).permute(2, 0, 1)[None]
     resized: Picture = functional.interpolate(pixels, size, mode=kind, antialias=True)[0].permute(1, 2, 0).numpy()
     return resized
