@@ -118,14 +118,18 @@ CARDS = {
 def parse_spec(text: str) -> Spec:
     """How an embedder is asked for, taken apart. A folder or file of that very name is taken as it is written.
 
-    Raises EmbedderError for a pooling that there is not.
+    Raises EmbedderError for a pooling that there is not, and for a revision of what has none.
     """
-    if Path(text).expanduser().exists():
+    if text and Path(text).expanduser().exists():
         return Spec(text)
     name, _, pooling = text.partition("#")
     if "#" in text and pooling not in POOLINGS:
         raise EmbedderError(f"embedder {text!r}: after # comes one of {', '.join(POOLINGS)}, got {pooling!r}")
     name, at, revision = name.partition("@")
+    if not name:
+        raise EmbedderError(f"embedder {text!r} names no model; choose one of 'lookalike models', or a folder")
+    if at and (name == LITE0 or Path(name).expanduser().is_dir()):
+        raise EmbedderError(f"embedder {text!r}: only models of the hub have revisions; leave @{revision} out")
     if at and not revision:
         raise EmbedderError(f"embedder {text!r}: after @ comes a revision, such as main or a commit")
     return Spec(name, revision, pooling)

@@ -41,6 +41,9 @@ def test_parse_spec__a_folder_is_taken_as_it_is_written(tmp_path: Path) -> None:
         ("some/model#max", "after # comes one of pooled, cls, mean, sum, got 'max'"),
         ("some/model#", "got ''"),
         ("some/model@", "after @ comes a revision"),
+        ("efficientnet-lite0@v2", "only models of the hub have revisions; leave @v2 out"),
+        ("./@main", "leave @main out"),
+        ("", "names no model; choose one of 'lookalike models'"),
     ],
 )
 def test_parse_spec__what_is_wrong(text: str, sentence: str) -> None:
