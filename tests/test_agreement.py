@@ -57,3 +57,8 @@ def test_separation__of_two_directions_is_one_and_of_a_mixture_is_not() -> None:
 
 def test_silhouette__is_nothing_where_it_is_undefined() -> None:
     assert silhouette(cosine_distances(np.eye(3, dtype=np.float32)), numbers(0, 1, 2)) == 0
+
+
+def test_agree__a_pair_torn_apart_has_no_counterpart() -> None:
+    found = agree(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 2, 2, 2]))
+    assert (found.matched, found.of) == (1, 1)

@@ -31,7 +31,7 @@ def agree(one: Numbers, other: Numbers) -> Agreement:
     shared, sizes, others = _table(one, other)
     union = sizes[:, None] + others[None, :] - shared
     pairs = match(one, other)
-    matched = sum(shared[i, j] * 2 >= union[i, j] and union[i, j] > 1 for i, j in pairs)
+    matched = sum(shared[i, j] * 2 >= union[i, j] and shared[i, j] > 1 for i, j in pairs)
     return Agreement(
         float(normalized_mutual_info_score(a, b)),
         float(adjusted_rand_score(a, b)),

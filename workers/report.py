@@ -71,7 +71,7 @@ def advise(comparison: Comparison) -> str:
         cost, near = [each / comparison.labelled for each in needed], 0.05
         what, amounts = (
             f"labels that people give of {comparison.labelled}",
-            [str(each) if each < comparison.labelled else "all" for each in needed],
+            [str(each) if each < comparison.labelled else f"all {each}" for each in needed],
         )
     else:
         cost, near = [-each for each in stability], 0.05
