@@ -34,6 +34,8 @@ Forward = Callable[[NDArray[Any]], Vectors]  # (b, h, w, 3) as prepared -> (b, d
 
 #: pictures at a time on a CPU, see atop
 CPU_BATCH = 4
+#: and at most on a GPU: whoever embeds has some 100 pictures in memory, and what is wanting is filled up
+GPU_BATCH = 64
 #: least cosine, on the sample, to what the model gives as it came
 _ALIKE = 0.99
 
@@ -189,7 +191,7 @@ def batch_that_fits(forward: Forward, sample: NDArray[Any], device: torch.device
     forward(np.repeat(sample, 8, axis=0))
     each = max(1, torch.cuda.max_memory_allocated(device) - before) // 8
     free, _ = torch.cuda.mem_get_info(device)
-    return power_of_two(free // 2 // max(1, each), most=256)
+    return power_of_two(free // 2 // max(1, each), most=GPU_BATCH)
 
 
 def power_of_two(number: int, most: int) -> int:

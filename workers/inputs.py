@@ -61,11 +61,12 @@ def embed_pictures(embedder: Embedder, frames: Sequence[Keyframe], folder: Path)
     """
     files = [folder / f"{frame.frame_index:07d}.jpg" for frame in frames]
     parts = [np.zeros((0, embedder.dim), np.float32)]
+    some = max(_AT_A_TIME, 2 * getattr(embedder, "batch_size", 0))  # one batch is prepared while one is computed
     with ThreadPoolExecutor() as pool:
-        coming = _reading(pool, files[:_AT_A_TIME])
-        for at in range(0, len(files), _AT_A_TIME):
+        coming = _reading(pool, files[:some])
+        for at in range(0, len(files), some):
             pictures = [picture.result() for picture in coming]
-            coming = _reading(pool, files[at + _AT_A_TIME : at + 2 * _AT_A_TIME])
+            coming = _reading(pool, files[at + some : at + 2 * some])
             parts.append(embedder.embed(pictures))
     return _embeddings(embedder, frames, np.concatenate(parts))
 
