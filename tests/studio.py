@@ -77,7 +77,7 @@ def _app(studio: FakeStudio) -> Flask:
     app.url_map.strict_slashes = False
 
     def of_project(rows: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-        return [row for row in rows.values() if row["project"] == request.args.get("project", type=int)]
+        return [row for row in list(rows.values()) if row["project"] == request.args.get("project", type=int)]
 
     def added(rows: dict[int, dict[str, Any]], defaults: dict[str, Any] | None = None) -> dict[str, Any]:
         number = max(rows, default=0) + 1
@@ -134,7 +134,7 @@ def _app(studio: FakeStudio) -> Flask:
         task = request.args.get("task", type=int)
         if task not in studio.tasks:
             return _gone()
-        return jsonify([row for row in studio.predictions.values() if row["task"] == task])
+        return jsonify([row for row in list(studio.predictions.values()) if row["task"] == task])
 
     @app.route("/api/predictions/<int:number>", methods=["PATCH", "DELETE"])
     def prediction(number: int) -> ResponseReturnValue:
