@@ -84,19 +84,13 @@ def undo(store: Store, run_id: int) -> Undone:
 def _standing(run: Run, later: Sequence[Run]) -> dict[int, int]:
     """By keyframe of a run, the last run whose change stands; 0 where none does.
 
-    An undoing takes away what another run changed, and an undoing of that gives it back, so that undoing all runs, the
-    newest first, leaves nothing proposed. `later`: the oldest first.
+    An undoing takes away what another run changed, an undoing of that gives it back, and so on, so that undoing all
+    runs, the newest first, leaves nothing proposed. `later`: the oldest first.
     """
     stands = {change.keyframe: {run.id} for change in run.changes}
-    taken: dict[tuple[int, int], int] = {}  # (undoing, keyframe): the run that it took away
+    about: dict[int, int] = {}  # by undoing, the run that it takes away or gives back
     for one in later:
+        about[one.id] = one.id if one.undoes is None else about.get(one.undoes, one.undoes)
         for keyframe in stands.keys() & {change.keyframe for change in one.changes}:
-            there = stands[keyframe]
-            if one.undoes is None:
-                there.add(one.id)
-            elif one.undoes in there:
-                there.remove(one.undoes)
-                taken[one.id, keyframe] = one.undoes
-            elif (one.undoes, keyframe) in taken:
-                there.add(taken[one.undoes, keyframe])
+            stands[keyframe] ^= {about[one.id]}
     return {keyframe: max(there, default=0) for keyframe, there in stands.items()}

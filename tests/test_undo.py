@@ -101,6 +101,18 @@ def test_undo__of_an_undoing_lets_the_run_be_undone_again(ledger: Store) -> None
     assert proposed(ledger) == {}
 
 
+def test_undo__of_an_undoing_of_an_undoing_lets_the_run_before_be_undone(ledger: Store) -> None:
+    first = run(ledger, {A: "Cat"})
+    last = run(ledger, {A: "Dog"})
+    for _ in range(3):
+        undoing = undo(ledger, last).run
+        assert undoing is not None
+        last = undoing.id
+    assert proposed(ledger) == {A: "Cat"}
+    assert undo(ledger, first).withdrawn == Counter(Cat=1)
+    assert proposed(ledger) == {}
+
+
 def test_undo__twice_is_once(ledger: Store) -> None:
     first = run(ledger, {A: "Cat"})
     undo(ledger, first)
