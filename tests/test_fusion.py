@@ -17,6 +17,10 @@ def siglip():
     return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIGLIP, image_size=64, patch_size=16))
 
 
+def mobilenet():
+    return transformers.MobileNetV2Model(transformers.MobileNetV2Config(depth_multiplier=0.25))
+
+
 def convnext():
     model = FAMILIES["convnext"][0]()
     for block in model.modules():
@@ -28,7 +32,7 @@ def convnext():
 MADE = {**{name: family[0] for name, family in FAMILIES.items() if name != "clip"}, "convnext": convnext}
 
 
-@pytest.mark.parametrize("make", [*MADE.values(), siglip], ids=[*MADE, "siglip"])
+@pytest.mark.parametrize("make", [*MADE.values(), siglip, mobilenet], ids=[*MADE, "siglip", "mobilenet"])
 def test_fuse__gives_the_same_numbers_at_any_batch_size(make):
     torch.manual_seed(1)
     model, pixels = make().eval(), torch.randn(5, 3, 64, 64)

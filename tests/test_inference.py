@@ -71,9 +71,13 @@ def test_openvino__that_is_not_installed(tmp_path, monkeypatch):
         open_embedder(str(tmp_path), device="cpu", inference="openvino", cache_dir=tmp_path)
 
 
-def test_forward__that_cannot_be_fused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no such primitive\nlong story"), AttributeError("'_Linear' object has no attribute 'in_features'")],
+)
+def test_forward__that_cannot_be_fused(error, tmp_path, monkeypatch):
     def fail(encoder, batch):
-        raise RuntimeError("no such primitive\nlong story")
+        raise error
 
     saved(tmp_path, "vit")
     images = pictures(3)

@@ -90,6 +90,7 @@ class _Convolution(nn.Module):
             padding = [d * (k - 1) // 2 if wide else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         self._how = (list(padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._then, self._bias = then, conv.bias
+        self.stride, self.kernel_size, self.dilation = conv.stride, conv.kernel_size, conv.dilation  # MobileNet pads so
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, *self._how, list(shape))
 
     def forward(self, maps: torch.Tensor) -> Any:

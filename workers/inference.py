@@ -170,7 +170,7 @@ def open_forward(
             if _alike(_plain(encoder, device)(sample), true):
                 return _plain(encoder, device), dim
             reason = "it loses precision"
-        except RuntimeError as error:  # oneDNN lacks something on this CPU
+        except Exception as error:  # oneDNN lacks something on this CPU, or the model looks for what a layer had
             reason = str(error).strip().split("\n")[0]
     _log.info("%s is not made fast, %s: used as it is, slower", name, reason)
     return _plain(load().to(device), device), dim
