@@ -61,7 +61,7 @@ def own_socket(data_dir: Path) -> Path:
         folder = Path(tempfile.gettempdir()) / f"lookalike-{digest}"
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-            raise SetupError(f"{folder} belongs to somebody else; choose a data_dir with a shorter path")
+            raise SetupError(f"{folder} belongs to somebody else; choose a LOOKALIKE_DATA_DIR with a shorter path")
         path = folder / "valkey.sock"
     return path
 

@@ -408,11 +408,11 @@ def test_open__vectors_that_are_not_finite(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_open__no_cuda(tmp_path):
-    with pytest.raises(EmbedderError, match="torch sees 0 CUDA devices here; set device to auto or cpu"):
+    with pytest.raises(EmbedderError, match="torch sees 0 CUDA devices here; set it to auto or cpu"):
         open_embedder("efficientnet-lite0", device="cuda", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "meta"])
 def test_open__no_such_device(tmp_path, device):
-    with pytest.raises(EmbedderError, match=f"device must be auto, cpu, cuda or cuda:<number>, got '{device}'"):
+    with pytest.raises(EmbedderError, match=f"_DEVICE must be auto, cpu, cuda or cuda:<number>, got '{device}'"):
         open_embedder("efficientnet-lite0", device=device, cache_dir=tmp_path)

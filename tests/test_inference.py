@@ -50,7 +50,7 @@ def test_openvino__what_it_cannot_run_torch_runs(tmp_path, monkeypatch):
     saved(tmp_path, "vit")
     monkeypatch.setattr(inference, "_converted", refuse)
     assert open_embedder(str(tmp_path), device="cpu", cache_dir=tmp_path).embed(pictures(1)).shape == (1, 48)
-    with pytest.raises(EmbedderError, match=r"cannot be run by OpenVINO \(no such operation\); set inference to torch"):
+    with pytest.raises(EmbedderError, match=r"by OpenVINO \(no such operation\); set LOOKALIKE_INFERENCE to torch"):
         open_embedder(str(tmp_path), device="cpu", inference="openvino", cache_dir=tmp_path)
 
 

@@ -282,10 +282,10 @@ def _device(device: str) -> torch.device:
     except RuntimeError:
         place = None
     if place is None or place.type not in ("cpu", "cuda"):
-        raise EmbedderError(f"device must be auto, cpu, cuda or cuda:<number>, got {device!r}")
+        raise EmbedderError(f"LOOKALIKE_DEVICE must be auto, cpu, cuda or cuda:<number>, got {device!r}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise EmbedderError(
-            f"device is {device}, but torch sees {torch.cuda.device_count()} CUDA devices here; set device to auto or "
-            "cpu, or install a CUDA build of torch"
+            f"LOOKALIKE_DEVICE is {device}, but torch sees {torch.cuda.device_count()} CUDA devices here; "
+            "set it to auto or cpu, or install a CUDA build of torch"
         )
     return place

@@ -145,7 +145,7 @@ def open_forward(
     installed = importlib.util.find_spec("openvino") is not None
     if inference == "openvino" and (device.type != "cpu" or not installed):
         why = f"device is {device}" if installed else "is not installed: pip install 'lookalike[openvino]'"
-        raise EmbedderError(f"inference is openvino, which runs on the CPU only and {why}; or set inference to auto")
+        raise EmbedderError(f"LOOKALIKE_INFERENCE is openvino, which runs on the CPU only and {why}; or set it to auto")
     with torch.no_grad():
         fold(encoder.model)
     if inference != "torch" and installed and device.type == "cpu":
@@ -159,7 +159,7 @@ def open_forward(
                 reason = str(error).strip().split("\n")[-1]
             _log.info("%s: OpenVINO is not used: %s", name, reason)
         if inference == "openvino":
-            raise EmbedderError(f"{name} cannot be run by OpenVINO ({reason}); set inference to torch")
+            raise EmbedderError(f"{name} cannot be run by OpenVINO ({reason}); set LOOKALIKE_INFERENCE to torch")
     with torch.inference_mode():
         if _has_bfloat16(device):
             encoder.model.to(torch.bfloat16)
