@@ -157,14 +157,16 @@ def category_colours(xml: str) -> dict[str, str]:
 
 
 def with_choices(xml: str, name: str, categories: Sequence[str], colours: Mapping[str, str], *, multiple: bool) -> str:
-    """A labeling configuration that we can read, whose Choices of this name has these; all else in it stays."""
+    """A labeling configuration that we can read, whose Choices of this name has these; all else in it stays, and so do
+    the hotkeys and what else those have that were there."""
     root = fromstring(xml, forbid_dtd=True)
     control = next(e for e in root.iter() if _tag(e) == "choices" and _attributes(e).get("name") == name)
+    had = {_category(child): child.attrib for child in control.iter() if _tag(child) == "choice"}
     for child in list(control):
         control.remove(child)
     control.set("choice", "multiple" if multiple else "single")
     for category in categories:
-        choice = SubElement(control, "Choice", value=category)
+        choice = SubElement(control, "Choice", had.get(category, {"value": category}))
         if category in colours:
             choice.set("style", f"border-left: 4px solid {colours[category]}")
     indent(root)
@@ -449,11 +451,15 @@ def _read_control(
 def _category_names(control: Element, child_tag: str) -> Iterator[str]:
     seen = set()
     for child in control.iter():
-        attributes = _attributes(child)
-        name = attributes.get("alias") or attributes.get("value", "")
+        name = _category(child)
         if _tag(child) == child_tag and name and name not in seen:
             seen.add(name)
             yield name
+
+
+def _category(child: Element) -> str:
+    attributes = _attributes(child)
+    return attributes.get("alias") or attributes.get("value", "")
 
 
 # --- steps: predictions and annotations ---

@@ -49,12 +49,15 @@ def test_label_config__has_the_categories_in_order_and_one_data_field() -> None:
 def test_label_config__what_people_have_added_stays() -> None:
     theirs = """<View><Header value="Which animal?"/>
       <Rectangle name="look" toName="image" smart="true"/>
-      <Choices name="animal" toName="image" required="true"><Choice value="Cat" hotkey="c"/></Choices>
+      <Choices name="animal" toName="image" required="true">
+        <Choice value="Cat" hotkey="c"/><Choice alias="Dog" value="A dog" hint="barks"/><Choice value="Hen" hotkey="h"/>
+      </Choices>
       <Image name="image" value="$image" zoom="true"/></View>"""
-    xml = wire.with_choices(theirs, "animal", ["Dog", "Cat & mouse"], {"Dog": "red"}, multiple=True)
+    xml = wire.with_choices(theirs, "animal", ["Dog", "Cat", "Cat & mouse"], {"Dog": "red"}, multiple=True)
     found = wire.parse_label_config(xml)
-    assert (found.categories, found.multiple) == (("Dog", "Cat & mouse"), True)
-    for kept in ('value="Which animal?"', 'smart="true"', 'required="true"', 'zoom="true"'):
+    assert (found.categories, found.multiple) == (("Dog", "Cat", "Cat & mouse"), True)
+    assert "Hen" not in xml
+    for kept in ("Which animal?", 'smart="true"', 'required="true"', 'zoom="true"', 'hotkey="c"', 'hint="barks"'):
         assert kept in xml
 
 
