@@ -179,6 +179,7 @@ def test_check_machine__disk_and_ports(tmp_path: Path, busy_port: int) -> None:
         (["extracting", "embedding", "delivered"], "pre-annotated 1 of 3 videos (embedding, extracting)", False),
         (["delivered", "failed"], "pre-annotated 1 of 2 videos, 1 failed", True),
         (["delivered"], "pre-annotated 1 of 1 videos", True),
+        (["delivered", "updating"], "pre-annotated 2 of 2 videos (updating)", False),
     ],
 )
 def test_progress(states: list[str], line: str, finished: bool) -> None:

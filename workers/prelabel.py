@@ -186,7 +186,7 @@ def _watch(store: Store, project: Project) -> None:
             if not any(state in ("due", "running") for _, state in rows):
                 return
             bar.total = len(videos)
-            bar.n = states["delivered"] + states["failed"]
+            bar.n = states["delivered"] + states["updating"] + states["failed"]
             busy = sorted(state for state in states if state not in ("delivered", "failed"))
             bar.set_description(", ".join(f"{states[state]} {state}" for state in busy) or "reading the project")
             running = any(state == "running" for _, state in rows)

@@ -229,7 +229,7 @@ def _progress(states: list[str]) -> tuple[str, bool]:
     total, delivered, failed = len(states), states.count("delivered"), states.count("failed")
     empty = states.count("nothing to show yet")
     busy = sorted({state for state in states if state not in ("delivered", "failed", "queued", "nothing to show yet")})
-    line = f"pre-annotated {delivered} of {total} videos"
+    line = f"pre-annotated {delivered + states.count('updating')} of {total} videos"
     if failed:
         line += f", {failed} failed"
     if empty:
