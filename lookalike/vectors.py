@@ -61,7 +61,7 @@ class VectorFile:
             return cls(
                 path,
                 vectors,
-                tuple(str(file) for file in columns.get("path", [""] * n)),
+                tuple(_path_of(str(file)) for file in columns.get("path", [""] * n)),
                 np.asarray(columns.get("task", np.full(n, -1)), np.int64),
                 np.asarray(columns.get("time_s", np.full(n, np.nan)), np.float64),
                 tuple(str(label) for label in columns.get("label", ())),

@@ -83,6 +83,14 @@ def test_of__as_label_studio_names_files(tmp_path: Path, address: str) -> None:
     assert file.of(frames(1.0), address).vectors.tolist() == [[1, 0]]
 
 
+@pytest.mark.parametrize(
+    "address", ["/data/local-files/?d=a%20b.mp4", "https://host/x/a%20b.mp4", "/data/upload/1/a%20b.mp4"]
+)
+def test_of__files_named_by_the_addresses_of_their_tasks(tmp_path: Path, address: str) -> None:
+    file = npz(tmp_path, X=VECTORS[:2], path=["b.mp4", address])
+    assert file.of(frames(1.0), address).vectors.tolist() == [[2, 0]]
+
+
 def test_of__files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     file = npz(tmp_path, X=VECTORS, path=["cats/1/a.mp4", "dogs/1/a.mp4", "b.mp4"])
     assert file.of(frames(1.0), "/home/me/dogs/1/a.mp4").vectors.tolist() == [[2, 0]]
