@@ -273,7 +273,8 @@ class Finder:
         labelled: Mapping[int, tuple[str, ...]],
         now: Revision,
     ) -> list[int]:
-        key = (now.labels, now.vectors, len(view))  # which grows while keyframes are taken in
+        # other keyframes are in the view while they are taken in
+        key = (now.labels, now.vectors, len(view), id(view.keyframe_ids))
         if known.examples[0] != key:
             known.examples = (key, {})
         if category not in known.examples[1]:

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from lookalike.errors import NotYet, RequestError
 from lookalike.finder import Example, Finder, Wanted, example_of
 from lookalike.labels import LabelRow
 from lookalike.questions import Question
-from lookalike.records import split_keyframe_id
+from lookalike.records import Embeddings, Extraction, Keyframe, VideoFacts, keyframe_id, split_keyframe_id
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
 from tests.gallery import Gallery, claim, seed
@@ -202,6 +203,35 @@ def test_find__says_so_while_what_is_labelled_is_taken_in(
         finder.find(UID, Wanted(category="Tram"), wait_s=0)
     go_on.set()
     assert finder.find(UID, Wanted(category="Tram"), wait_s=10).examples == 1
+
+
+def test_find__as_many_keyframes_are_taken_in_as_go(
+    finder: Finder, store: Store, settings: Settings, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finder.find(UID, Wanted(category="Car"))
+    store.delete_videos(UID, [102])
+    store.add_videos(UID, [(200, "/data/upload/1/tram.mp4", {})])
+    video = store.videos(UID, [200])[0].id
+    frames = tuple(Keyframe(keyframe_id(video, n), video, n, n / 25, 1.0, n, n) for n in range(40))
+    vectors = np.random.default_rng(0).standard_normal((40, gallery.vectors.shape[1]), np.float32)
+    embeddings = Embeddings(np.asarray([frame.id for frame in frames]), vectors, settings.embedder)
+    facts = VideoFacts(Fraction(25), 40, 1.6, 640, 360)
+    store.put_extraction(claim(store, "video", str(video)), Extraction(facts, frames, (), (0,) * 40), embeddings)
+    row = LabelRow(frames[0].id, "Tram", "companion", 990, 99, "ann@example.com", 2e9)
+    store.labels.put_labels(UID, "companion", {row.task: "read"}, [row])
+    store.want("propagate", UID)
+    store.ledger.finish(claim(store, "propagate", UID))
+    go, read = threading.Event(), store.questions.vectors
+
+    def slow(model: str, videos: Sequence[int]) -> object:
+        go.wait(10)
+        return read(model, videos)
+
+    monkeypatch.setattr(store.questions, "vectors", slow)
+    with pytest.raises(NotYet, match="labelled 'Tram' are still being taken in"):
+        finder.find(UID, Wanted(category="Tram"), wait_s=0)
+    go.set()
+    assert finder.find(UID, Wanted(category="Tram"), wait_s=float("inf")).examples == 1
 
 
 def test_find__from_many_threads_while_it_changes(finder: Finder, store: Store, gallery: Gallery) -> None:
