@@ -415,8 +415,12 @@ class Labels(Part):
     ) -> Run | None:
         """Replace a project's guesses; the run, None if nothing that people see has changed.
 
-        `said`: by keyframe, the categories that people gave. A guess that a person has answered is kept as an outcome.
+        `said`: by keyframe, the categories that people gave. A guess that a person has answered is kept as an outcome;
+        one that a person has undone since it was made is left out.
         """
+        undone = select(withdrawn.c.keyframe, withdrawn.c.category).where(withdrawn.c.project == project)
+        never = {(keyframe, category) for keyframe, category in connection.execute(undone)}
+        proposals = [p for p in proposals if p.state != "proposed" or (p.keyframe, p.category) not in never]
         c = propagated.c
         query = select(c.keyframe, c.category, c.score, c.run, c.state).where(c.project == project)
         before = {(row[0], row[1]): row for row in connection.execute(query)}

@@ -113,6 +113,12 @@ def test_undo__of_an_undoing_of_an_undoing_lets_the_run_before_be_undone(ledger:
     assert proposed(ledger) == {}
 
 
+def test_undo__while_a_propagation_is_under_way(ledger: Store) -> None:
+    undo(ledger, run(ledger, {A: "Cat"}))
+    run(ledger, {A: "Cat", B: "Cat"})
+    assert proposed(ledger) == {B: "Cat"}
+
+
 def test_undo__twice_is_once(ledger: Store) -> None:
     first = run(ledger, {A: "Cat"})
     undo(ledger, first)
