@@ -135,6 +135,19 @@ def test_propagate__wrong_proposals_make_it_careful_and_right_ones_sure() -> Non
     assert len(careful.proposed) < len(sure.proposed)
 
 
+def test_propagate__the_first_of_a_category_says_nothing_against_the_others() -> None:
+    embeddings, truth = blobs()
+    graph, labels = build_graph(embeddings), labels_of(truth, [0, 30, 60, 90, 91])
+    bare = propagate(None, labels, CATEGORIES, graph=graph)
+
+    def with_wrong(row: int) -> Propagation:
+        outcomes = [Outcome(100 + row, truth[0], 0.97, False)]
+        return propagate(None, labels, CATEGORIES, graph=graph, outcomes=outcomes)
+
+    assert with_wrong(90).score.tolist() == bare.score.tolist()
+    assert with_wrong(91).score.mean() < bare.score.mean()
+
+
 def test_propagate__keyframes_may_have_several_categories() -> None:
     rng = np.random.default_rng(0)
     has = rng.random((240, 3)) < 0.5
@@ -251,7 +264,15 @@ def test_build_graph__of_many_equal_keyframes(monkeypatch: pytest.MonkeyPatch) -
     assert np.isfinite(graph.similarity).all()
 
 
-def test_add__new_keyframes_get_the_guess_that_a_fresh_graph_gives() -> None:
+def test_add__to_a_small_graph_is_a_fresh_one() -> None:
+    embeddings, _ = blobs()
+    part = Embeddings(embeddings.keyframe_ids[:60], embeddings.vectors[:60], "test")
+    grown, fresh = add(build_graph(part), embeddings), build_graph(embeddings)
+    assert grown.features.tolist() == fresh.features.tolist()
+
+
+def test_add__new_keyframes_get_the_guess_that_a_fresh_graph_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.propagation._AXES", 8)  # so that 90 are enough for a basis
     embeddings, truth = blobs()
     order = np.random.default_rng(1).permutation(120)
     part = Embeddings(embeddings.keyframe_ids[order[:90]], embeddings.vectors[order[:90]], "test")

@@ -62,6 +62,9 @@ _MOST_TOO_SURE = 6.0
 _CAUTION = 1.0
 #: an influence of this much is evidence; two categories that have it are in conflict
 _NEAR = 0.2
+#: axes of the features, at most, and keyframes that it takes for each
+_AXES = 128
+_PER_AXIS = 10
 #: keyframes whose shares are held at once: 16384 x 1000 categories are 65 MB
 _CHUNK = 16384
 #: keyframes that the features are fitted on at most: of 100,000 they gave the same neighbours, in a fifth of the memory
@@ -100,7 +103,10 @@ class Guess(NamedTuple):  # there may be 100,000 in a run, and a dataclass is sl
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a person made of a proposed label: held-out evidence for the next calibration."""
+    """What a person made of a proposed label: held-out evidence for the next calibration.
+
+    One that was wrong because nobody had used the right category before is none: that category is known by now.
+    """
 
     keyframe_id: int
     category: str
@@ -181,6 +187,8 @@ def build_graph(embeddings: Embeddings, k: int = 10) -> Graph:
 def add(graph: Graph, embeddings: Embeddings) -> Graph:
     """The graph with those of `embeddings` that it lacks; built anew once it has doubled: the basis fits no more.
 
+    A small one is built anew each time: it takes 0.1 s, and a basis of a few keyframes has only a few axes.
+
     `embeddings` holds all keyframes of the project, in any order; if some are gone from it, the graph is built anew.
     Raises ValueError if the embeddings come from another model.
     """
@@ -190,7 +198,7 @@ def add(graph: Graph, embeddings: Embeddings) -> Graph:
     gone = len(embeddings.keyframe_ids) - int(new.sum()) < len(graph.keyframe_ids)
     if not new.any() and not gone:
         return graph
-    if gone or len(embeddings.keyframe_ids) > 2 * graph.fitted_on or graph.fitted_on < 2:
+    if gone or len(embeddings.keyframe_ids) > 2 * graph.fitted_on or graph.fitted_on < _AXES * _PER_AXIS:
         return build_graph(embeddings, graph.k)
     with threadpool_limits(1):
         return _grown(graph, embeddings.keyframe_ids[new], _features(graph._basis, embeddings.vectors[new]))
@@ -295,7 +303,9 @@ def _propagate(
 
     reach = relative_influence(graph, rows)
     evidence = _evidence(graph, reach, rows, said, multiple)
-    shift, deviation = _shift(graph, reach, rows, said, multiple, outcomes)
+    first = {int(graph.keyframe_ids[rows[row]]) for row in set(said.argmax(axis=0).tolist())}  # to have a category
+    telling = [outcome for outcome in outcomes if outcome.right or outcome.keyframe_id not in first]
+    shift, deviation = _shift(graph, reach, rows, said, multiple, telling)
     odds = _odds(evidence, said, multiple) + shift
     score = _sigmoid(odds)
 
@@ -376,7 +386,7 @@ def _fit(vectors: Floats) -> tuple[StandardScaler, PCA]:
     if n > _FIT_SAMPLE:
         sample = vectors[np.sort(np.random.default_rng(0).choice(n, _FIT_SAMPLE, replace=False))]
     scaler = StandardScaler().fit(sample)
-    pca = PCA(min(128, max(2, n // 10), n, d), svd_solver="randomized" if n > 500 else "full", random_state=0)
+    pca = PCA(min(_AXES, max(2, n // _PER_AXIS), n, d), svd_solver="randomized" if n > 500 else "full", random_state=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # keyframes that are all the same have no variance
         pca.fit(normalize(scaler.transform(sample), copy=False))
     return scaler, pca

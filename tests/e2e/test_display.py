@@ -215,6 +215,7 @@ def test_display__pictures_labelled_confirmed_and_undone_by_clicking(everything:
 
     last = it.label(known, 5, lambda data: wire.video_name(data["image"]).split("-")[0])
     seconds = it.until("what follows is shown", lambda: it.state(known, last) == "labelled")
+    it.until("at rest", lambda: not it.is_busy(known.project), 60)
     tabs = {name: it.tab(known, f"confirm {name}") for name in loops.CATEGORIES}
     print(f"{sum(map(len, tabs.values()))} pictures in tabs 2, {seconds:.1f} s after Submit")
     name = max(tabs, key=lambda name: len(tabs[name]))
