@@ -10,6 +10,7 @@ import click
 from flask import Flask
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from backend.app import create_app
 from backend.services import open_services
@@ -75,6 +76,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Flask:
+        threadpool_limits(1)  # on two threads of BLAS, which wait by spinning, a search takes as long and twice the CPU
         return create_app(self._settings)
 
 
