@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, and_, bindparam, delete, func, select, update
+from sqlalchemy import Connection, and_, bindparam, delete, func, select, true, update
 
 from lookalike import wire
 from lookalike.errors import SetupError
@@ -151,7 +151,7 @@ def difference(store: Store, before: int, after: int) -> Difference:
         raise SetupError(f"run {before} is of project {first.project}, run {after} of project {last.project}")
     old, new = sorted((first, last), key=lambda run: run.id)
     changed: dict[int, Change] = {}
-    for run in store.labels.runs_between(old, new):
+    for run in store.labels.runs_after(old, new):
         for change in run.changes:
             known = changed.get(change.keyframe, change)
             changed[change.keyframe] = Change(change.keyframe, known.before, change.after, known.score)
@@ -391,8 +391,7 @@ class Labels(Part):
     def withdrawn(self, project: str) -> set[tuple[int, str]]:
         """(keyframe, category) that a person has undone."""
         with self.read() as connection:
-            query = select(withdrawn.c.keyframe, withdrawn.c.category).where(withdrawn.c.project == project)
-            return {(keyframe, category) for keyframe, category in connection.execute(query)}
+            return self._withdrawn(connection, project)
 
     @contextmanager
     def running(self, claim: Claim) -> Iterator[Connection]:
@@ -418,8 +417,7 @@ class Labels(Part):
         `said`: by keyframe, the categories that people gave. A guess that a person has answered is kept as an outcome;
         one that a person has undone since it was made is left out.
         """
-        undone = select(withdrawn.c.keyframe, withdrawn.c.category).where(withdrawn.c.project == project)
-        never = {(keyframe, category) for keyframe, category in connection.execute(undone)}
+        never = self._withdrawn(connection, project)
         proposals = [p for p in proposals if p.state != "proposed" or (p.keyframe, p.category) not in never]
         c = propagated.c
         query = select(c.keyframe, c.category, c.score, c.run, c.state).where(c.project == project)
@@ -503,14 +501,11 @@ class Labels(Part):
         """The last ones, the newest first."""
         return self._runs(runs.c.project == project, limit)
 
-    def runs_between(self, old: Run, new: Run) -> list[Run]:
-        """Those after `old`, up to and with `new`, the oldest first."""
+    def runs_after(self, old: Run, until: Run | None = None) -> list[Run]:
+        """Those after `old`, up to and with `until` (None: the last), the oldest first."""
         c = runs.c
-        return self._runs(and_(c.project == old.project, c.id > old.id, c.id <= new.id), None)[::-1]
-
-    def runs_since(self, old: Run) -> list[Run]:
-        """All after `old`, the oldest first."""
-        return self._runs(and_(runs.c.project == old.project, runs.c.id > old.id), None)[::-1]
+        last = c.id <= until.id if until else true()
+        return self._runs(and_(c.project == old.project, c.id > old.id, last), None)[::-1]
 
     def run(self, run_id: int) -> Run | None:
         found = self._runs(runs.c.id == run_id, 1)
@@ -527,6 +522,11 @@ class Labels(Part):
             Run(*row[:5], tuple(Change(k, tuple(a), tuple(b), score) for k, a, b, score in json.loads(row[5])), row[6])
             for row in rows
         ]
+
+    @staticmethod
+    def _withdrawn(connection: Connection, project: str) -> set[tuple[int, str]]:
+        query = select(withdrawn.c.keyframe, withdrawn.c.category).where(withdrawn.c.project == project)
+        return {(keyframe, category) for keyframe, category in connection.execute(query)}
 
     @staticmethod
     def _put_shown(connection: Connection, project: str, data: Mapping[int, Json]) -> None:

@@ -60,7 +60,7 @@ def undo(store: Store, run_id: int) -> Undone:
         for proposal in store.labels.proposals(run.project):
             now.setdefault(proposal.keyframe, []).append(proposal)
         said = {row.keyframe: (row.category,) for row in store.labels.labels(run.project)}
-        standing = _standing(run, store.labels.runs_since(run))
+        standing = _standing(run, store.labels.runs_after(run))
         for change in run.changes:
             current = [p for p in now.get(change.keyframe, []) if p.state == "proposed"]
             same = tuple(sorted(p.category for p in current)) == change.after

@@ -74,7 +74,8 @@ class VectorFile:
 
         name: the file's path or address, or the end of it. Raises MediaError where there is none.
         """
-        rows, name = self._rows(name, task), _path_of(name)
+        name = _path_of(name)
+        rows = self._rows(name, task)
         if not len(rows):
             where = f"task {task} or file {_stem(name)!r}" if task >= 0 else f"file {_stem(name)!r}"
             raise MediaError(f"{self.path.name} has no vector of {where}")
@@ -97,7 +98,6 @@ class VectorFile:
     def _rows(self, name: str, task: int) -> NDArray[np.int64]:
         if task >= 0 and len(found := np.flatnonzero(self.tasks == task)):
             return found
-        name = _path_of(name)
         asked = PurePosixPath(name).parts
         by_file: dict[str, list[int]] = defaultdict(list)
         for row, file in enumerate(self.files):
