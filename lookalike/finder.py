@@ -12,6 +12,7 @@ import hashlib
 import math
 import shutil
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -106,8 +107,9 @@ class _Known:
     revision: int = -1  # of the vectors that the index has
     update: Future[None] | None = None
     labelled: tuple[str | None, dict[int, tuple[str, ...]]] = (None, {})
-    examples: tuple[object, dict[str, list[int]]] = (None, {})
-    clusters: tuple[object, NDArray[np.int32]] = (None, np.zeros(0, np.int32))
+    # each with the rows that it was made for
+    examples: tuple[object, NDArray[np.int64] | None, dict[str, list[int]]] = (None, None, {})
+    clusters: tuple[int, NDArray[np.int64] | None, NDArray[np.int32]] = (-1, None, np.zeros(0, np.int32))
 
 
 class Finder:
@@ -204,7 +206,32 @@ class Finder:
     # keeping the index
 
     def _current(self, project: str, now: Revision, wait_s: float) -> tuple[_Known, View, bool]:
-        model = self.model_of(project, now)
+        known = self._keep(project, self.model_of(project, now))
+        seen = known.index.view is not None and wait_s < math.inf
+        until = time.monotonic() + (_WAIT_FOR_CHANGES_S if seen else wait_s)
+        complete = known.revision == now.vectors
+        while not complete:
+            with self._lock:
+                ours = known.update is None or known.update.done()  # one that is under way may not know of `now`
+                if ours:
+                    known.update = self._pool.submit(self._update, project, known, now.vectors)
+                update = known.update
+            assert update is not None
+            wait_for([update], None if until == math.inf else max(0.0, until - time.monotonic()))
+            if not update.done():
+                break
+            update.result()
+            complete = ours or known.revision == now.vectors
+        view = known.index.view
+        if view is None:
+            if not complete:
+                raise NotYet("the keyframes of this project are being taken in for the first search; ask again soon")
+            raise RequestError(
+                f"this project has no keyframes with vectors by {known.model} yet; see how far its videos are"
+            )
+        return known, view, complete
+
+    def _keep(self, project: str, model: str) -> _Known:
         with self._lock:
             known = self._known.get((project, model))
             if known is None:
@@ -213,31 +240,15 @@ class Finder:
                 while len(self._known) > _OPEN:
                     self._known.popitem(last=False)
             self._known.move_to_end((project, model))
-            update = known.update
-            if known.revision != now.vectors and update is None:
-                update = known.update = self._pool.submit(self._update, project, known, now.vectors)
-        if update is not None:
-            seen = known.index.view is not None and wait_s < math.inf
-            wait_for([update], _WAIT_FOR_CHANGES_S if seen else None if wait_s == math.inf else wait_s)
-            if update.done():
-                update.result()
-        view = known.index.view
-        if view is None:
-            if known.revision != now.vectors:
-                raise NotYet("the keyframes of this project are being taken in for the first search; ask again soon")
-            raise RequestError(f"this project has no keyframes with vectors by {model} yet; see how far its videos are")
-        return known, view, known.revision == now.vectors
+            return known
 
     def _update(self, project: str, known: _Known, revision: int) -> None:
         questions = self._store.questions
-        try:
-            known.index.update(
-                questions.revisions(project, known.model), lambda videos: questions.vectors(known.model, videos)
-            )
-            known.revision = revision
-            self._sweep()
-        finally:
-            known.update = None
+        known.index.update(
+            questions.revisions(project, known.model), lambda videos: questions.vectors(known.model, videos)
+        )
+        known.revision = revision
+        self._sweep()
 
     def _sweep(self) -> None:
         """Remove the indexes of projects that are gone."""
@@ -249,21 +260,23 @@ class Finder:
     # what goes into a search
 
     def _labelled(self, known: _Known, project: str, now: Revision) -> dict[int, tuple[str, ...]]:
-        if known.labelled[0] != now.labels:
-            known.labelled = (now.labels, self._store.questions.labelled(project))
-        return known.labelled[1]
+        made, labelled = known.labelled
+        if made != now.labels:
+            labelled = self._store.questions.labelled(project)
+            known.labelled = (now.labels, labelled)
+        return labelled
 
     def _clusters(self, known: _Known, project: str, view: View, now: Revision) -> NDArray[np.int32]:
         """(rows,) the cluster of each row."""
-        key = (now.clusters, len(view.keyframe_ids), id(view.keyframe_ids))
-        if known.clusters[0] != key:
+        made, rows_then, numbers = known.clusters
+        if made != now.clusters or rows_then is not view.keyframe_ids:
             numbers = np.full(len(view.keyframe_ids), -1, np.int32)
             found = self._store.clustering(project, known.model)
             if found is not None:
                 rows, have = view.locate(found[0].keyframe_ids)
                 numbers[rows] = found[0].clusters[have]
-            known.clusters = (key, numbers)
-        return known.clusters[1]
+            known.clusters = (now.clusters, view.keyframe_ids, numbers)
+        return numbers
 
     def _examples(
         self,
@@ -274,12 +287,14 @@ class Finder:
         now: Revision,
     ) -> list[int]:
         # other keyframes are in the view while they are taken in
-        key = (now.labels, now.vectors, len(view), id(view.keyframe_ids))
-        if known.examples[0] != key:
-            known.examples = (key, {})
-        if category not in known.examples[1]:
-            known.examples[1][category] = self._examples_of(category, view, labelled)
-        return known.examples[1][category]
+        key = (now.labels, now.vectors, len(view))
+        made, rows_then, found = known.examples
+        if made != key or rows_then is not view.keyframe_ids:
+            found = {}
+            known.examples = (key, view.keyframe_ids, found)
+        if category not in found:
+            found[category] = self._examples_of(category, view, labelled)
+        return found[category]
 
     def _examples_of(self, category: str, view: View, labelled: Mapping[int, tuple[str, ...]]) -> list[int]:
         """Keyframes that people called so and nothing else, one of each group of near-duplicates."""

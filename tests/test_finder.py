@@ -234,6 +234,27 @@ def test_find__as_many_keyframes_are_taken_in_as_go(
     assert finder.find(UID, Wanted(category="Tram"), wait_s=float("inf")).examples == 1
 
 
+def test_find__that_waits_for_all_does_not_make_do_with_an_update_begun_before(
+    finder: Finder, store: Store, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go, read = threading.Event(), threading.Event(), store.questions.revisions
+
+    def slow(project: str, model: str) -> dict[int, int]:
+        found = read(project, model)
+        began.set()
+        assert go.wait(10)
+        return found
+
+    monkeypatch.setattr(store.questions, "revisions", slow)
+    with pytest.raises(NotYet):
+        finder.find(UID, Wanted(category="Car"), wait_s=0)
+    assert began.wait(10)
+    store.delete_videos(UID, [102])
+    threading.Timer(0.2, go.set).start()
+    found = finder.find(UID, Wanted(category="Car"), wait_s=float("inf"))
+    assert (found.searched, found.complete) == (80, True)
+
+
 def test_find__from_many_threads_while_it_changes(finder: Finder, store: Store, gallery: Gallery) -> None:
     failed: list[BaseException] = []
 
