@@ -29,10 +29,22 @@ def convnext():
     return model
 
 
+def convnextv2():
+    config = transformers.ConvNextV2Config(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
+    model = transformers.ConvNextV2Model(config)
+    for block in model.modules():
+        if hasattr(block, "grn"):
+            nn.init.uniform_(block.grn.weight, 0.5, 2)  # 0 at first
+            nn.init.uniform_(block.grn.bias, 0.5, 2)
+    return model
+
+
 MADE = {**{name: family[0] for name, family in FAMILIES.items() if name != "clip"}, "convnext": convnext}
 
 
-@pytest.mark.parametrize("make", [*MADE.values(), siglip, mobilenet], ids=[*MADE, "siglip", "mobilenet"])
+@pytest.mark.parametrize(
+    "make", [*MADE.values(), convnextv2, siglip, mobilenet], ids=[*MADE, "convnextv2", "siglip", "mobilenet"]
+)
 def test_fuse__gives_the_same_numbers_at_any_batch_size(make):
     torch.manual_seed(1)
     model, pixels = make().eval(), torch.randn(5, 3, 64, 64)

@@ -3,6 +3,7 @@
 Measured with EfficientNet-B0 in bfloat16, 4 pictures at a time on one core with AVX-512 bf16, CPU time per picture:
 13.0 ms as torch runs it, 12.2 ms with means as windows, 11.4 ms with activations in their convolutions' step, 10.8 ms
 with weights laid out beforehand; transformers that see 8 % less. SigLIP's head took as long as all its layers.
+ConvNeXt V2's response normalisation took 9.2 ms of the largest maps of 4 pictures, 2.0 ms in two passes over them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def fuse(model: nn.Module, batch: torch.Tensor) -> None:
     Not to be trained or moved afterwards.
     """
     _average_by_windows(model)
+    _norm_responses_at_once(model)
     _keep_tokens_together(model)
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return  # made for torch's own compiler, and promised to nobody else
@@ -120,6 +122,30 @@ def _average_by_windows(model: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
                 setattr(parent, name, _Mean())
+
+
+class _ResponseNorm(nn.Module):
+    """ConvNeXt V2's global response normalisation but for its bias, in two passes over the maps instead of six."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.flatten(), requires_grad=False)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """(n, height, width, c) -> the same"""
+        _, height, width, _ = maps.shape
+        mean = nn.functional.avg_pool2d((maps * maps).permute(0, 3, 1, 2), (height, width)).flatten(1)
+        response = (mean.float() * (height * width)).sqrt()  # (n, c)
+        factor = 1 + self.weight * (response / (response.mean(1, keepdim=True) + 1e-6))
+        return maps * factor.to(maps.dtype)[:, None, None]
+
+
+def _norm_responses_at_once(model: nn.Module) -> None:
+    for block in model.modules():
+        norm, linear = getattr(block, "grn", None), getattr(block, "pwconv2", None)
+        if norm is not None and linear is not None:
+            linear.bias.add_(linear.weight @ norm.bias.flatten())
+            block.grn = _ResponseNorm(norm.weight)
 
 
 def _keep_tokens_together(model: nn.Module) -> None:
