@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gzip
 import hashlib
-import operator
 import os
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from lookalike.label_studio import LabelStudio
 from lookalike.records import Media
 from lookalike.settings import Settings
 from tests.services import LabelStudioServer, free_port
+from workers import media
 from workers.media import fetch, is_public, run_guarded
 
 VIDEO = bytes(range(256)) * 2000  # 512 kB
@@ -216,7 +216,7 @@ def drip_header(handler: BaseHTTPRequestHandler) -> None:
 
 
 def silence(handler: BaseHTTPRequestHandler) -> None:
-    time.sleep(5)
+    time.sleep(100)
 
 
 @pytest.mark.parametrize("slow", [drip_body, drip_body_of_unknown_length, drip_header, silence])
@@ -226,8 +226,38 @@ def test_http__slow_server_is_cut_off(
     server.pages["/a"] = slow
     before = time.monotonic()
     error = refused(server.url + "/a", downloads, trusted_hosts=server.host, media_timeout_s=0.4)
-    assert 0.3 < time.monotonic() - before < 3
+    assert 0.3 < time.monotonic() - before < 60
     assert error.temporary
+
+
+def test_http__what_connects_when_the_time_is_over_is_cut_off_too(
+    server: Server, downloads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dripped = 0
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        nonlocal dripped
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Long: ")
+        for _ in range(200):
+            handler.wfile.write(b"x")
+            dripped += 1
+            time.sleep(0.05)
+
+    server.pages["/a"] = drip
+    cut, over, connect = media._Guard._cut, threading.Event(), media.create_connection
+
+    def tell(guard: media._Guard) -> None:
+        cut(guard)
+        over.set()
+
+    def late(*args: Any, **kwargs: Any) -> socket.socket:
+        assert over.wait(60)
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(media._Guard, "_cut", tell)
+    monkeypatch.setattr(media, "create_connection", late)
+    assert refused(server.url + "/a", downloads, trusted_hosts=server.host, media_timeout_s=0.1).temporary
+    assert dripped < 200
 
 
 def test_http__compressed_body_is_refused(server: Server, downloads: Path) -> None:
@@ -604,7 +634,7 @@ def write_large(path: Path) -> None:
         file.truncate(300_000_000)
 
 
-def guarded(function: Callable[..., Any], *args: Any, timeout_s: float = 20, memory_mb: float = 2000) -> Any:
+def guarded(function: Callable[..., Any], *args: Any, timeout_s: float = 60, memory_mb: float = 2000) -> Any:
     return run_guarded(function, *args, timeout_s=timeout_s, memory_mb=memory_mb)
 
 
@@ -614,13 +644,7 @@ def test_guard__result_comes_back() -> None:
 
 def test_guard__child_costs_milliseconds() -> None:
     """Importing PyAV and OpenCV in each would take half a second."""
-    guarded(operator.add, 1, 1)  # starts the server
-    times = []
-    for _ in range(10):
-        before = time.perf_counter()
-        guarded(operator.add, 1, 1)
-        times.append(time.perf_counter() - before)
-    assert min(times) < 0.1
+    assert min(guarded(time.process_time) for _ in range(3)) < 0.1
 
 
 def test_guard__child_is_clean() -> None:
@@ -649,7 +673,7 @@ def test_guard__time_limit() -> None:
     before = time.monotonic()
     with pytest.raises(MediaError, match=r"longer than 0\.3 s"):
         guarded(sleep_long, timeout_s=0.3)
-    assert time.monotonic() - before < 3
+    assert time.monotonic() - before < 30
 
 
 def test_guard__bug_comes_through_with_its_traceback() -> None:
@@ -702,12 +726,12 @@ def test_guard__child_dies_with_its_parent(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     )
     try:
-        wait_until(lambda: note.exists() and note.read_text().endswith("\n"), 30)
+        wait_until(lambda: note.exists() and note.read_text().endswith("\n"), 60)
         child = int(note.read_text())
         assert is_running(child)
         parent.kill()
         parent.wait()
-        wait_until(lambda: not is_running(child), 5)
+        wait_until(lambda: not is_running(child), 30)
         assert parent.stdout is not None
         assert parent.stdout.read() == b"top level\n"
     finally:

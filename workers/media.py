@@ -404,7 +404,7 @@ class _Guard:
         self.session.trust_env = False  # neither proxy nor .netrc
         self.session.headers.update({"Accept-Encoding": "identity", "User-Agent": "lookalike"})
         for scheme in ("http://", "https://"):
-            self.session.mount(scheme, _GuardedAdapter(trusted, self._sockets))
+            self.session.mount(scheme, _GuardedAdapter(trusted, self._hold))
 
     def __enter__(self) -> _Guard:
         self._timer.start()
@@ -416,6 +416,11 @@ class _Guard:
         for each in self._sockets:
             each.close()
 
+    def _hold(self, connected: socket.socket) -> None:
+        self._sockets.append(connected.dup())
+        if self.expired:  # while it was connecting
+            self._cut()
+
     def _cut(self) -> None:
         self.expired = True
         for each in self._sockets:
@@ -426,14 +431,14 @@ class _Guard:
 
 
 class _GuardedAdapter(HTTPAdapter):
-    def __init__(self, trusted: frozenset[str], sockets: list[socket.socket]) -> None:
+    def __init__(self, trusted: frozenset[str], hold: Callable[[socket.socket], None]) -> None:
         class Connection(HTTPConnection):
             def _new_conn(self) -> socket.socket:
-                return _connect(self, trusted, sockets)
+                return _connect(self, trusted, hold)
 
         class SecureConnection(HTTPSConnection):
             def _new_conn(self) -> socket.socket:
-                return _connect(self, trusted, sockets)
+                return _connect(self, trusted, hold)
 
         class Pool(urllib3.HTTPConnectionPool):
             ConnectionCls = Connection
@@ -449,7 +454,9 @@ class _GuardedAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = self._pools
 
 
-def _connect(connection: HTTPConnection, trusted: frozenset[str], sockets: list[socket.socket]) -> socket.socket:
+def _connect(
+    connection: HTTPConnection, trusted: frozenset[str], hold: Callable[[socket.socket], None]
+) -> socket.socket:
     """A connection to the very address that was checked: a second look-up could give another one."""
     host, port = connection.host.lower().rstrip("."), connection.port
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -468,7 +475,7 @@ def _connect(connection: HTTPConnection, trusted: frozenset[str], sockets: list[
         except OSError as error:
             problem = error
             continue
-        sockets.append(sock.dup())
+        hold(sock)
         return sock
     raise problem or OSError(f"{host} has no address")
 

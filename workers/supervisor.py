@@ -79,7 +79,7 @@ class Supervisor:
         self._services.append(service)
         self._spawn(service)
 
-    def wait(self, service: Service, ready: Callable[[], bool], within_s: float = 30.0) -> None:
+    def wait(self, service: Service, ready: Callable[[], bool], within_s: float = 120.0) -> None:
         """Wait until a process that was started is ready.
 
         Raises SetupError with the end of its log where it dies first or takes longer than `within_s`.

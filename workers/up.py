@@ -32,7 +32,7 @@ log = logging.getLogger("lookalike.up")
 
 _NEEDED_MB = 300.0
 _LABEL_STUDIO_WITHIN_S = 300.0  # its first start migrates a database: 30 to 70 s on two cores
-_VALKEY_WITHIN_S = 10.0
+_VALKEY_WITHIN_S = 60.0
 _WORKER_WITHIN_S = 600.0  # a model may have to be downloaded
 _PROGRESS_EVERY_S = 1.0
 
