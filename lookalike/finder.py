@@ -252,8 +252,9 @@ class Finder:
 
     def _sweep(self) -> None:
         """Remove the indexes of projects that are gone."""
+        folders = list(self._folder.iterdir())  # first: a project comes before its folder
         alive = {project.uid for project in self._store.projects()}
-        for folder in self._folder.iterdir():
+        for folder in folders:
             if folder.name.rpartition("-")[0] not in alive:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -203,17 +203,13 @@ class Index:
             self._read_again()
 
     def __len__(self) -> int:
-        return len(self._state.order) if self._state else 0
-
-    @property
-    def keyframe_ids(self) -> NDArray[np.int64]:
-        """(rows,) by row; those of dead rows too. Rows keep their numbers until the folder is written anew."""
-        return self._state.ids if self._state else np.zeros(0, np.int64)
+        return len(self.view or ())
 
     @property
     def view(self) -> View | None:
         """The index as it is now and stays, whatever updates follow; None while it is empty."""
-        return View(self._state) if self._state is not None and len(self._state.order) else None
+        state = self._state  # looked at once: an update may take it away
+        return View(state) if state is not None and len(state.order) else None
 
     # bringing it up to date
 

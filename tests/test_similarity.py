@@ -171,6 +171,14 @@ def test_update__down_to_nothing_and_up_again(index: Index, videos: Videos) -> N
     assert len(list(index.folder.glob("rows-*"))) == 2
 
 
+def test_view__is_there_or_not_while_an_update_takes_it_away(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = iter([index._state, None, None])
+    monkeypatch.setattr(Index, "_state", property(lambda _: next(states)), raising=False)
+    view = index.view
+    assert view is not None
+    assert len(view) == 60 * PER_VIDEO
+
+
 def test_index__is_what_it_was_when_it_is_opened_again(index: Index, videos: Videos) -> None:
     query = probe(index, videos)
     again = Index(index.folder)
