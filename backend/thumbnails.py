@@ -48,10 +48,10 @@ def add_routes(routes: Blueprint) -> None:
 
 
 def small_picture(path: Path) -> Path:
-    """The small picture beside the large one, made if it is missing or older. Raises OSError for a broken one."""
+    """The small picture beside the large one, made if it is missing or no newer. Raises OSError for a broken one."""
     small = path.parent / "small" / path.name
     try:
-        if small.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        if small.stat().st_mtime_ns > path.stat().st_mtime_ns:  # both may be of one tick of the file system's clock
             return small
     except FileNotFoundError:
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import random
 from pathlib import Path
 
@@ -67,10 +68,21 @@ def test_shrink__of_a_damaged_or_bombed_picture_is_an_oserror() -> None:
 def test_small_picture__is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "0000001.jpg"
     path.write_bytes(jpeg(640, 480))
+    os.utime(path, (1e9, 1e9))
     small = small_picture(path)
     stamp = small.stat().st_mtime_ns
     assert small_picture(path).stat().st_mtime_ns == stamp
     assert [p.name for p in small.parent.iterdir()] == ["0000001.jpg"]
+
+
+def test_small_picture__is_made_anew_with_a_picture_of_the_same_tick(tmp_path: Path) -> None:
+    path = tmp_path / "0000001.jpg"
+    path.write_bytes(jpeg(640, 480))
+    small = small_picture(path)
+    path.write_bytes(jpeg(480, 640))
+    for file in (path, small):
+        os.utime(file, (1e9, 1e9))
+    assert Image.open(small_picture(path)).size == (240, 320)
 
 
 def test_keep__replaces_whole(tmp_path: Path) -> None:
