@@ -178,9 +178,9 @@ def work_forever(url: str, name: str, worker_name: str) -> None:
                     worker.register_death()  # type: ignore[no-untyped-call]
             raise
         if worker is not None:
+            worker.is_over = True  # first: whoever asks from now on ends us at once
             if worker.is_to_stop:
                 return
-            worker.is_over = True
         time.sleep(_SERVER_REST_S)
 
 
