@@ -9,6 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -193,13 +196,36 @@ def test_predict__not_ready_answers_an_empty_list_and_starts_the_work(client: Fl
     assert work_of(services) == {("video", "due"): 1, ("sync", "due"): 1}
 
 
-def test_predict__ready_is_given_out_once(client: FlaskClient, services: Services) -> None:
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was given out is not given out again, however long the test takes."""
+    monkeypatch.setattr("backend.contract._ONE_ANSWER_S", 600)
+
+
+def sleeping(monkeypatch: pytest.MonkeyPatch, until: threading.Event) -> list[float]:
+    """For how long requests sleep: they do so until the event instead."""
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        assert until.wait(60)
+
+    monkeypatch.setattr("backend.services.time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    return slept
+
+
+def test_predict__ready_is_given_out_once(
+    client: FlaskClient, services: Services, once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client.post("/predict", json=request_of("/predict one"))
     make_ready(services.store, UID)
+    at_once = threading.Event()
+    at_once.set()
+    slept = sleeping(monkeypatch, at_once)
     assert client.post("/predict", json=request_of("/predict one")).get_json() == {"results": [BODY]}
-    started = time.monotonic()
+    assert slept == []
     assert client.post("/predict", json=request_of("/predict one")).get_json() == {"results": [[]]}
-    assert 0.9 < time.monotonic() - started < 2
+    assert slept == [1.0], "until Label Studio has saved what the other got"
 
 
 def test_predict__ready_is_given_out_again_later(
@@ -213,23 +239,27 @@ def test_predict__ready_is_given_out_again_later(
         time.sleep(0.1)
 
 
-def test_predict__no_more_than_three_threads_wait(client: FlaskClient, services: Services) -> None:
+def test_predict__no_more_than_three_threads_wait(
+    client: FlaskClient, services: Services, once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client.post("/predict", json=request_of("/predict one"))
     make_ready(services.store, UID)
     client.post("/predict", json=request_of("/predict one"))
-    seconds: list[float] = []
+    go_on, answers = threading.Event(), SimpleQueue[Any]()
+    slept = sleeping(monkeypatch, go_on)
 
     def ask() -> None:
-        started = time.monotonic()
-        client.application.test_client().post("/predict", json=request_of("/predict one"))
-        seconds.append(time.monotonic() - started)
+        answers.put(client.application.test_client().post("/predict", json=request_of("/predict one")).get_json())
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
+    assert [answers.get(timeout=60) for _ in range(3)] == [{"results": [[]]}] * 3
+    assert answers.empty()
+    go_on.set()
     for thread in threads:
         thread.join()
-    assert sum(s > 0.9 for s in seconds) == 3
+    assert slept == [1.0] * 3
 
 
 def test_predict__one_result_per_task_in_order(client: FlaskClient, services: Services) -> None:
@@ -244,7 +274,7 @@ def test_predict__one_result_per_task_in_order(client: FlaskClient, services: Se
 
 @pytest.mark.parametrize("ready", [False, True])
 def test_predict__1200_tasks_in_one_body_take_less_than_a_second(
-    client: FlaskClient, services: Services, ready: bool
+    client: FlaskClient, services: Services, ready: bool, once: None
 ) -> None:
     body = bulk(1200)
     if ready:

@@ -23,7 +23,7 @@ from tests.services import LabelStudioServer
 from workers.companion import label_config
 from workers.readings import Listings, read_labels
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 CATEGORIES = ("Car", "Bus", HOSTILE)

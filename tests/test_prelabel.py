@@ -50,13 +50,13 @@ def test_command__ctrl_c_stops_at_once_and_leaves_no_process(tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
     )
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not list(out.glob("keyframes/*.part/share.npy")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)  # returns only once no child holds the pipe either
+    _, err = process.communicate(timeout=60)  # returns only once no child holds the pipe either
     assert process.returncode == 130
     assert "stopped; what is done is kept" in err
     assert "Traceback" not in err

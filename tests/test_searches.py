@@ -69,8 +69,11 @@ def test_suggest__the_category_that_a_clicked_picture_is_most_like(services: Ser
         assert answer["model_version"] == services.model_version
 
 
-def test_suggest__a_drawn_rectangle_is_looked_at_by_itself(services: Services, gallery: Gallery) -> None:
+def test_suggest__a_drawn_rectangle_is_looked_at_by_itself(
+    services: Services, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker embeds what lies in it: here it shows a bus, whatever the whole picture is."""
+    monkeypatch.setattr("backend.searches._WAIT_FOR_REGION_S", 60.0)
     car = int(gallery.ids[gallery.truth == 0][2])
     asked: list[Any] = []
 

@@ -104,7 +104,7 @@ class TestOpening:
             time.sleep(0.2)
             assert not opening.done()
             other.execute("ROLLBACK")
-            opening.result(timeout=10)
+            opening.result(timeout=60)
 
     @pytest.mark.parametrize(
         ("url", "says"),
@@ -145,11 +145,10 @@ class TestAtOnce:
         videos = add(store, *range(1, 9))
         for video in videos:
             finish_video(store, video)
-        until = time.monotonic() + 3
         done: Counter[str] = Counter()
 
         def again(name: str, act: Any) -> None:
-            while time.monotonic() < until:
+            while min(done[name] for name in acts) < 15:  # until each was done so often
                 with contextlib.suppress(ClaimLost, AssertionError, ValueError):  # another was quicker, or it is gone
                     act()
                 done[name] += 1
@@ -192,7 +191,6 @@ class TestAtOnce:
         with ThreadPoolExecutor(2 * len(acts)) as pool:
             for ended in [pool.submit(again, name, act) for name, act in 2 * list(acts.items())]:
                 ended.result()
-        assert min(done[name] for name in acts) > 2, done
 
 
 class TestVideos:
@@ -400,15 +398,18 @@ class TestPredictions:
         assert store.answering(PROJECT, ids, 60) == set()
         assert store.answering(PROJECT, [*ids, 10**6], 0) == set(ids)
 
-    def test_answering__is_looked_after_by_a_delivery(self, store: Store, project: str) -> None:
+    def test_answering__is_looked_after_by_a_delivery(
+        self, store: Store, project: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (video,) = add(store, 1)
         finish_video(store, video)
         put_clustering(store, {video: {}})
         store.put_delivered(claim(store, "deliver", video), store.predictions(PROJECT, [1])[1].digest)
-        assert store.answering(PROJECT, [video], 0.2) == {video}
+        assert store.answering(PROJECT, [video], 60) == {video}
         assert store.ledger.due(["deliver"], 10) == []
         assert store.predictions(PROJECT, [1])[1].delivered == ""
-        time.sleep(0.25)
+        later = time.time() + 60
+        monkeypatch.setattr("lookalike.ledger.time.time", lambda: later)
         assert [w.subject for w in store.ledger.due(["deliver"], 10)] == [str(video)]
 
     def test_answering__while_it_is_delivered(self, store: Store, project: str) -> None:
@@ -499,10 +500,9 @@ def test_sqlite__kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
             )
             for n in range(3)
         ]
-        for writer in writers:  # each has begun
+        for writer in writers:
             assert writer.stdout is not None
-            answered.add(int(writer.stdout.readline()))
-        time.sleep(0.5)
+            answered |= {int(writer.stdout.readline()) for _ in range(10)}
         for writer in writers:
             os.kill(writer.pid, signal.SIGKILL)
             # the last line may have been cut
@@ -510,7 +510,6 @@ def test_sqlite__kill_9_loses_nothing_that_was_answered(tmp_path: Path) -> None:
                 int(line) for line in writer.communicate()[0].splitlines(keepends=True) if line.endswith(b"\n")
             }
         assert answered <= {video.task for video in store.videos(PROJECT)}
-    assert len(answered) > 50
     assert len(store.video_status(PROJECT)) == len(store.videos(PROJECT))  # no video without its work
     store.close()
     with sqlite3.connect(tmp_path / "ledger.sqlite3") as connection:

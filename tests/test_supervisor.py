@@ -29,7 +29,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _wait(check, within_s: float = 10.0) -> bool:
+def _wait(check, within_s: float = 60.0) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if check():
@@ -52,7 +52,7 @@ def test_supervisor__a_dead_process_is_started_again_and_its_death_is_told(tmp_p
             supervisor.watch()
             return service.process is not None and service.process.pid != first
 
-        assert _wait(back, 5)
+        assert _wait(back)
         assert deaths == [0]
 
 
@@ -72,7 +72,7 @@ def test_reconcile__a_ledger_that_is_away_for_a_moment_ends_nothing(
         assert service.process is not None
         service.process.kill()
         service.process.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         reconcile(settings, store, supervisor, lambda: service.starts == 2 or time.monotonic() > deadline)
         assert service.starts == 2
     assert "the ledger cannot be used now: it restarts" in caplog.text
@@ -113,7 +113,7 @@ def test_supervisor__a_process_that_is_stopped_for_long_is_replaced(
             supervisor.watch()
             return service.process is not None and service.process.pid != first
 
-        assert _wait(back, 10)
+        assert _wait(back)
         assert time.monotonic() - stopped > 0.5
         assert not _alive(first)
     assert "sleeper has been stopped for" in caplog.text
@@ -131,7 +131,7 @@ def test_reconcile__a_worker_that_is_silent_is_replaced(tmp_path: Path, monkeypa
         for row, service, lease_s in zip(store.ledger.due(["video"], 2), (hung, busy), (0.2, 60), strict=True):
             supervisor.start(service)
             assert store.ledger.claim(row.id, service.identity, lease_s=lease_s, max_crashes=3)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         reconcile(settings, store, supervisor, lambda: hung.starts == 2 or time.monotonic() > deadline)
         assert (hung.starts, busy.starts) == (2, 1)
 
@@ -166,7 +166,7 @@ def test_supervisor__a_process_that_dies_at_start_is_reported_with_its_last_word
     with Supervisor(tmp_path) as supervisor:
         supervisor.start(service)
         with pytest.raises(SetupError, match="the disk is on fire"):
-            supervisor.wait(service, lambda: False, 10)
+            supervisor.wait(service, lambda: False)
 
 
 def test_supervisor__not_ready_in_time_is_reported(tmp_path: Path) -> None:
@@ -194,4 +194,4 @@ def test_supervisor__killed_itself__leaves_no_orphan(tmp_path: Path) -> None:
     assert _alive(child)
     parent.kill()
     parent.wait()
-    assert _wait(lambda: not _alive(child), 2)
+    assert _wait(lambda: not _alive(child))

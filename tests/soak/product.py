@@ -61,7 +61,7 @@ class Product:
 
     # its life
 
-    def start(self, within_s: float = 120.0) -> None:
+    def start(self, within_s: float = 240.0) -> None:
         """Returns when the backend and the workers are there."""
         at = self._log.stat().st_size if self._log.exists() else 0
         port = self.url.rsplit(":", 1)[1]
@@ -75,7 +75,7 @@ class Product:
         assert self.process.poll() is None, self.said()[at:]
         self.store = self.store or open_store(f"sqlite:///{self.data_dir / 'ledger.sqlite3'}")
         body = {"project": UID, "schema": CONFIG, "hostname": self.studio.url}
-        assert requests.post(f"{self.url}/setup", json=body, timeout=10).status_code == 200
+        assert requests.post(f"{self.url}/setup", json=body, timeout=60).status_code == 200
 
     def stop(self) -> tuple[int, float]:
         """(exit status, seconds that it took), politely."""
