@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as tried
 from hypothesis import strategies as st
 
@@ -357,7 +357,7 @@ def odd_one(body: Any, data: st.DataObject) -> Any:
 
 
 @pytest.mark.parametrize("name", REAL)
-@tried(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@tried(max_examples=40)
 @given(data=st.data())
 def test_request__real_one_with_something_odd_in_it(client: FlaskClient, name: str, data: st.DataObject) -> None:
     body = odd_one(REAL[name], data)
@@ -413,7 +413,7 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
 
 
 @pytest.mark.parametrize("route", FORMS)
-@tried(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@tried(max_examples=40)
 @given(data=st.data())
 def test_form__with_something_odd_in_it(
     person: FlaskClient, route: str, data: st.DataObject, monkeypatch: pytest.MonkeyPatch
@@ -441,7 +441,7 @@ PARTS = (
 
 
 @pytest.mark.parametrize("route", ["/login", "/projects/7/retry", *FORMS])
-@tried(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@tried(max_examples=25)
 @given(
     kind=st.sampled_from(KINDS),
     boundary=st.sampled_from(BOUNDARIES),

@@ -22,7 +22,7 @@ TASKS = {
 def read(settings: Settings) -> tuple[dict[tuple[str, tuple[str, ...]], float], str]:
     client = create_app(settings).test_client()
     client.post("/predict", json=TASKS)
-    client.get("/4711")
+    client.get("/no-such-page")
     answer = client.get("/metrics")
     assert answer.status_code == 200
     assert answer.content_type.startswith("text/plain")
@@ -43,7 +43,7 @@ def test_metrics__tell_the_ledger_the_queue_and_the_requests(tmp_path: Path, val
     assert found["lookalike_request_duration_seconds_count", ("/predict",)] == 1
     assert "lookalike_build_info{version=" in text
     assert "1795418028" not in text  # no project, task or path is ever a label
-    assert "4711" not in text
+    assert "no-such-page" not in text
 
 
 def test_metrics__tell_what_workers_did(tmp_path: Path) -> None:

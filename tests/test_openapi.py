@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import schemathesis
 from flask import Flask
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -52,7 +52,7 @@ def test_api__does_what_it_says(
 ) -> None:
     monkeypatch.setattr("backend.searches._WAIT_S", 0.0)  # no worker is there to answer
 
-    @settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=80)
     @given(case=schema[path][method].as_strategy())
     def asked(case: schemathesis.Case) -> None:
         case.path_parameters["project"] = PROJECT

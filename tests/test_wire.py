@@ -315,7 +315,7 @@ def videos(draw: st.DrawFn) -> tuple[list[Segment], Fraction, float]:
     return segments, Fraction(draw(st.sampled_from(["24", "25", "30000/1001", "1", "10", "120"]))), count / rate
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(videos())
 def test_timeline__always_in_order_within_the_video_and_without_overlap(
     video: tuple[list[Segment], Fraction, float],
@@ -410,7 +410,6 @@ def test_annotation__covers_exactly_the_times_of_its_frames(time_s: float, start
         assert (label.first_s <= time_s < label.last_s) == (start <= wire.frame_at(time_s, fps) <= start + more)
 
 
-@settings(deadline=None)
 @given(videos())
 def test_annotation__gives_back_what_was_sent(video: tuple[list[Segment], Fraction, float]) -> None:
     segments, _, duration_s = video
@@ -463,7 +462,7 @@ def region_like(value: Any) -> dict[str, Any]:
     return {"result": [{"id": "k", "from_name": "tl", "value": value}]}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(JSON)
 def test_requests__noise_raises_nothing_but_request_error(body: Any) -> None:
     car = {"timelinelabels": ["Car"]}
