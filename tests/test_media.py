@@ -455,7 +455,10 @@ def test_label_studio__gets_the_token_and_nobody_else(server: Server, downloads:
 
 @pytest.mark.parametrize(
     "path",
-    ["/api/users/", "/data/../api/users/", "/data/upload/../../api/users/", "/logout", "/tasks/1/", "/"],
+    [
+        *("/api/users/", "/data/../api/users/", "/data/upload/../../api/users/", "/logout", "/tasks/1/", "/"),
+        *("/data/%2e%2e/api/users/", "/data/upload/.%2E%2F%2e./api/users/"),
+    ],
 )
 def test_label_studio__only_its_media_is_asked_for(server: Server, downloads: Path, path: str) -> None:
     refused(server.url + path, downloads, LabelStudio(server.url, "a" * 40))

@@ -280,7 +280,8 @@ def _follow(url: str, guard: _Guard, label_studio: LabelStudio | None) -> reques
 
 def _ask_label_studio(url: str, label_studio: LabelStudio) -> requests.Response:
     path = urlsplit(url).path.removeprefix(urlsplit(label_studio.url).path)
-    if not _LABEL_STUDIO_MEDIA.match(path) or ".." in path.split("/"):
+    # Python's requests, or a proxy before Label Studio, takes %2e for a dot
+    if not _LABEL_STUDIO_MEDIA.match(path) or ".." in unquote(path).split("/"):
         raise MediaError(
             f"{shown_url(url)} is no media of Label Studio's; use /data/upload/… or /data/local-files/?d=…"
         )
