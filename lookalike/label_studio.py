@@ -207,14 +207,13 @@ class LabelStudio:
         """
         urls = []
         for path in paths:
-            with path.open("rb") as file:
-                answer = self._object(
-                    "POST",
-                    f"/api/projects/{project_id}/import",
-                    params={"commit_to_project": "false"},
-                    files={"file": (path.name, file)},
-                    timeout=_IMPORT_TIMEOUT_S,
-                )
+            answer = self._object(
+                "POST",
+                f"/api/projects/{project_id}/import",
+                params={"commit_to_project": "false"},
+                files={"file": (path.name, path.read_bytes())},  # an open file would be at its end when sent again
+                timeout=_IMPORT_TIMEOUT_S,
+            )
             (upload,) = answer["file_upload_ids"]
             (row,) = self._list("GET", f"/api/projects/{project_id}/file-uploads", params={"ids": f"[{upload}]"})
             urls.append("/data/" + row["file"].lstrip("/"))

@@ -39,11 +39,12 @@ class FakeServer:
     def __init__(self) -> None:
         self.answers: list[tuple[int, Any]] = [(200, {})]
         self.asked: list[tuple[str, str, str]] = []  # method, path, Authorization
+        self.bodies: list[bytes] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                outer.bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
                 outer.asked.append((self.command, self.path, self.headers.get("Authorization", "")))
                 if self.path == "/api/token/refresh/" and outer.refresh is not None:
                     status, body = outer.refresh
@@ -107,6 +108,15 @@ def test_token__is_renewed_once_when_refused(fake: FakeServer) -> None:
     fake.answers = [(401, {"detail": "Given token not valid for any token type"}), (200, {"id": 7})]
     assert LabelStudio(fake.url, jwt("refresh")).whoami() == {"id": 7}
     assert [path for _, path, _ in fake.asked].count("/api/token/refresh/") == 2
+
+
+def test_token__is_renewed_and_the_whole_file_sent_again(fake: FakeServer, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"what is seen")
+    fake.answers = [(401, {"detail": "no"}), (200, {"file_upload_ids": [3]}), (200, [{"file": "upload/1/clip.mp4"}])]
+    assert LabelStudio(fake.url, jwt("refresh")).upload_files(1, [clip]) == ["/data/upload/1/clip.mp4"]
+    sent = [body for (_, path, _), body in zip(fake.asked, fake.bodies, strict=True) if "/import?" in path]
+    assert [body.count(b"what is seen") for body in sent] == [1, 1]
 
 
 def test_token__refused_for_good_says_so(fake: FakeServer) -> None:
