@@ -77,9 +77,9 @@ def write_archive(settings: Settings, file: Path) -> Json:
                 "numbers": ledger.numbers(),
                 "pictures": 0,
             }
-            for picture in sorted(settings.keyframes_dir.glob("*/*")):
+            for picture in sorted(settings.keyframes_dir.glob("*/*.jpg")):
                 name = picture.relative_to(settings.data_dir).as_posix()
-                if _PICTURE.fullmatch(name) and not picture.name.endswith(".part"):
+                if _PICTURE.fullmatch(name):
                     with contextlib.suppress(FileNotFoundError):  # its video was deleted meanwhile
                         tar.add(picture, name)
                         manifest["pictures"] += 1

@@ -13,9 +13,11 @@ from sqlalchemy import Connection, MetaData, Table, func, inspect, select, text
 from lookalike import migrations
 from lookalike.errors import SetupError
 from lookalike.ledger import translated
+from lookalike.schema import metadata
 from lookalike.store import open_engine
 
 _ROWS = 500  # per statement
+_VERSION = "alembic_version"  # Alembic's table, which is not backed up: what was restored gets its own
 Row = dict[str, Any]
 
 
@@ -42,7 +44,8 @@ class Snapshot:
         if connection.dialect.name == "sqlite":
             if not inspect(connection).has_table("sqlite_sequence"):
                 return {}
-            return dict(connection.execute(text("SELECT name, seq FROM sqlite_sequence")).all())
+            rows = connection.execute(text("SELECT name, seq FROM sqlite_sequence"))
+            return {name: last for name, last in rows if name in self._tables.tables}
         numbers = {}
         for table, sequence in _sequences(connection, self._tables).items():
             last, used = connection.execute(text(f"SELECT last_value, is_called FROM {sequence}")).one()  # noqa: S608
@@ -92,8 +95,7 @@ def load(
 
 
 def _clear(connection: Connection, force: bool) -> None:
-    there = MetaData()
-    there.reflect(connection)
+    there = _reflected(connection, _VERSION)
     projects = there.tables.get("projects")
     if projects is not None and not force:
         number = connection.execute(select(func.count()).select_from(projects)).scalar_one()
@@ -105,9 +107,11 @@ def _clear(connection: Connection, force: bool) -> None:
     there.drop_all(connection)
 
 
-def _reflected(connection: Connection) -> MetaData:
+def _reflected(connection: Connection, *more: str) -> MetaData:
+    """The ledger's tables that there are: others may share the database, such as Label Studio with its tokens."""
+    ours = {*metadata.tables, *more}
     tables = MetaData()
-    tables.reflect(connection, only=lambda name, _: name != "alembic_version")
+    tables.reflect(connection, only=lambda name, _: name in ours)
     return tables
 
 

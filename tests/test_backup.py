@@ -31,6 +31,8 @@ def settings(tmp_path: Path) -> Settings:
         for name in ("0000000.jpg", "0000050.jpg"):
             (folder / name).write_bytes(f"picture {video} {name}".encode())
     (made.keyframes_dir / "000000002" / "0000099.jpg.part").write_bytes(b"half")
+    (made.keyframes_dir / "000000002" / "small").mkdir()
+    (made.keyframes_dir / "000000002" / "small" / "0000050.jpg").write_bytes(b"made again when it is looked at")
     return made
 
 
@@ -44,12 +46,14 @@ def test_backup__comes_back_whole(settings: Settings, tmp_path: Path) -> None:
     manifest = write_archive(settings, file)
     assert described(manifest) == "1 project, 2 videos, 4 pictures"
     assert file.stat().st_mode & 0o077 == 0
-    assert b"sesame" not in file.read_bytes()
+    for word in (b"sesame", b"made again"):
+        assert word not in file.read_bytes()
     other = Settings(data_dir=tmp_path / "other")
     assert read_archive(other, file) == manifest
     assert content(other.sqlalchemy_url) == content(settings.sqlalchemy_url)
     expected = pictures(settings)
-    del expected["000000002/0000099.jpg.part"]
+    for name in ("0000099.jpg.part", "small/0000050.jpg"):
+        del expected[f"000000002/{name}"]
     assert pictures(other) == expected
     with contextlib.closing(open_store(other.sqlalchemy_url)) as store:
         assert store.project(PROJECT) is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from lookalike import migrations
 from lookalike.errors import SetupError, StoreError
@@ -71,6 +71,20 @@ def test_load__brings_back_every_row(store: Store, store_url: str, other_url: st
         assert new > gone, "a number is never used again: pictures and keyframe ids are made of it"
         assert other.ledger.retry(PROJECT) == 1
         assert claim(other, "video", new)
+
+
+def test_load__tables_of_others_in_the_same_database_are_none_of_ours(
+    store: Store, store_url: str, other_url: str
+) -> None:
+    fill(store)
+    for url in (store_url, other_url):
+        with contextlib.closing(open_store(url)) as one, one.engine.begin() as connection:
+            connection.execute(text("CREATE TABLE authtoken (secret TEXT)"))
+            connection.execute(text("INSERT INTO authtoken VALUES ('sesame')"))
+    assert "authtoken" not in content(store_url)
+    copy(store_url, other_url, force=True)
+    with contextlib.closing(open_store(other_url)) as other, other.engine.connect() as connection:
+        assert connection.execute(text("SELECT secret FROM authtoken")).scalar() == "sesame"
 
 
 def test_load__refuses_what_is_there_unless_forced(store: Store, store_url: str, other_url: str) -> None:
