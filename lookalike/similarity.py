@@ -530,7 +530,8 @@ def _joined(state: _State, ids: NDArray[np.int64], revisions: Mapping[int, int])
 
 
 def _encoded(state: _State, rows: NDArray[Any]) -> _State:
-    state.codes.add((rows.astype(np.float32) - state.background.mean) @ state.turn)
+    if len(rows):  # faiss ends the process where there is none
+        state.codes.add((rows.astype(np.float32) - state.background.mean) @ state.turn)
     return state
 
 

@@ -71,6 +71,13 @@ def probe(index: Index, videos: Videos, kind: int = 3, count: int = 10) -> Query
     return query_of(likes, likes[:0], index.view.background)
 
 
+def test_update__a_video_without_vectors_is_one_that_is_known(index: Index, videos: Videos) -> None:
+    before, videos.vectors[99] = len(index), np.zeros((0, 128), np.float32)
+    index.update(videos.revisions(), videos.load)
+    assert len(index) == before
+    assert len(Index(index.folder)) == before
+
+
 def test_search__finds_what_the_exact_scan_finds(index: Index, videos: Videos) -> None:
     recalls = []
     for kind in range(40):
