@@ -306,8 +306,10 @@ def blueprint() -> Blueprint:
         ):
             raise RequestError(f"edit {number} is not yours, or is about something else")
         number = known.id if known else store.edits.add(project.uid, "label", who.name, text=given)
-        outcome = labelling.label(studio, store, place, number, given, chosen)
-        store.edits.put_undone(number, not outcome.done and not store.edits.written(number, 1))
+        try:
+            outcome = labelling.label(studio, store, place, number, given, chosen)
+        finally:  # an edit that wrote nothing, refused or not, is none to undo
+            store.edits.put_undone(number, not store.edits.written(number, 1))
         if outcome.done:
             _ask(project, "propagate")
         return jsonify(

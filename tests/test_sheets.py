@@ -402,6 +402,16 @@ def test_label__without_a_project_of_keyframes_says_so(client: FlaskClient, gall
     assert "lookalike keyframes" in answer.get_json()["error"]["message"]
 
 
+def test_label__that_is_refused_leaves_nothing_to_undo(app: Flask, client: FlaskClient, gallery: Gallery) -> None:
+    uid = wire.project_uid(77, CREATED_AT)
+    xml = '<View><Image name="i" value="$image"/><Choices name="c" toName="i"><Choice value="Car"/></Choices></View>'
+    store_of(app).labels.put_companion(Companion(UID, uid, 77, xml))
+    junk = done(client, "/edits", {"kind": "junk", "number": 0})
+    answer = post(client, "/labels", {"category": "no such", "keyframes": gallery.ids[:2].tolist()})
+    assert answer.status_code == 400
+    assert done(client, "/undo", {})["edit"] == junk["edit"]
+
+
 ROUTES = [
     ("GET", "/clusters", None),
     ("GET", "/clusters/0", None),
