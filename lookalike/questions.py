@@ -33,6 +33,9 @@ _LEADERS = select(keyframe_tasks.c.keyframe, keyframe_tasks.c.leader).where(
 _STAMPS = select(work.c.kind, work.c.wanted, work.c.done, work.c.fence, work.c.updated_at).where(
     work.c.subject == bindparam("project"), work.c.kind.in_(("cluster", "propagate"))
 )
+#: work on a question that stopped its workers: it is as good as answered, by the reason
+_SET_ASIDE = and_(work.c.kind == "question", work.c.subject == cast(questions.c.id, Text), work.c.state == "failed")
+_ERROR = case((questions.c.error != "", questions.c.error), else_=func.coalesce(work.c.error, ""))
 
 
 class Revision(NamedTuple):
@@ -164,8 +167,10 @@ class Questions(Part):
         row = {"project": project, "model": model, "digest": digest, "kind": kind, "content": content, "at": now}
         with self.begin() as connection:
             c = questions.c
-            unanswered = and_(c.project == project, c.vector.is_(None), c.error == "")
-            waiting = connection.execute(select(func.count()).where(unanswered)).scalar_one()
+            unanswered = and_(c.project == project, c.vector.is_(None), _ERROR == "")
+            waiting = connection.execute(
+                select(func.count()).select_from(questions).outerjoin(work, _SET_ASIDE).where(unanswered)
+            ).scalar_one()
             if waiting >= _MOST_WAITING:
                 raise NotYet(f"{waiting} questions of this project wait for a worker already; ask again in a moment")
             statement = insert(connection, questions).values(row)
@@ -184,12 +189,11 @@ class Questions(Part):
         return self._question(and_(_of(project, model), questions.c.digest == digest))
 
     def is_answered(self, number: int) -> bool:
-        """Whether a worker has come to an end with it, or it is gone."""
+        """Whether a worker has come to an end with it, it was set aside, or it is gone."""
         c = questions.c
+        query = select(c.vector.is_not(None), _ERROR).outerjoin(work, _SET_ASIDE)
         with self.read() as connection:
-            row = connection.execute(
-                select(c.vector.is_not(None), c.error).where(c.id == number)
-            ).one_or_none()  # fmt: skip
+            row = connection.execute(query.where(c.id == number)).one_or_none()
         return row is None or bool(row[0] or row[1])
 
     def answer(self, claim: Claim, vector: NDArray[np.float32] | None, error: str = "") -> None:
@@ -245,13 +249,13 @@ class Questions(Part):
 
     def _question(self, condition: Any) -> Question | None:
         c = questions.c
-        query = select(c.id, c.project, c.model, c.digest, c.kind, c.content, c.vector, c.error).where(condition)
+        query = select(c.id, c.project, c.model, c.digest, c.kind, c.content, c.vector, _ERROR)
         with self.read() as connection:
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(query.outerjoin(work, _SET_ASIDE).where(condition)).one_or_none()
         if row is None:
             return None
         vector = np.frombuffer(row.vector, np.float32) if row.vector is not None else None
-        return Question(*row[:6], vector, row.error)
+        return Question(*row[:6], vector, row[7])
 
 
 def _of(project: str, model: str) -> Any:

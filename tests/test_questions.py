@@ -51,7 +51,7 @@ def test_revision__of_clusters_and_of_labels(store: Store, gallery: Gallery) -> 
 def test_revisions__a_video_that_was_worked_on_once_more_has_another(store: Store, gallery: Gallery) -> None:
     video = store.videos(UID)[0].id
     before = store.questions.revisions(UID, MODEL)[video]
-    store.add_videos(UID, [(100, "/data/upload/7/moved.mp4", {})])
+    store.add_videos(UID, [(100, f"https://elsewhere{store.videos(UID)[0].url}", {})])
     assert video not in store.questions.revisions(UID, MODEL)
     from lookalike.records import Embeddings, Extraction, VideoFacts
 
@@ -96,6 +96,18 @@ def test_ask__one_that_failed_is_tried_again(store: Store, gallery: Gallery) -> 
     assert store.questions.ask(UID, MODEL, "image", b"nonsense").error == ""
     assert not store.questions.is_answered(first.id)
     claim(store, "question", str(first.id))
+
+
+def test_ask__one_whose_workers_died_is_told_as_failed(store: Store, gallery: Gallery) -> None:
+    asked = store.questions.ask(UID, MODEL, "text", b"a car")
+    store.ledger.fail(claim(store, "question", str(asked.id)), "set aside: it stopped 3 workers in a row")
+    assert store.questions.is_answered(asked.id)
+    found = store.questions.question(asked.id)
+    assert found is not None
+    assert found.error == "set aside: it stopped 3 workers in a row"
+    assert store.questions.ask(UID, MODEL, "text", b"a car").error == ""
+    assert not store.questions.is_answered(asked.id)
+    claim(store, "question", str(asked.id))
 
 
 def test_answer__no_picture_is_kept_longer_than_its_vector(store: Store, gallery: Gallery) -> None:
