@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import sys
+import time
 from typing import Any
 
 import click
 from flask import Flask
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from backend.app import create_app
@@ -19,6 +23,8 @@ from lookalike.logs import start_logging
 from lookalike.settings import Settings
 
 _MEMORY = "/dev/shm"  # noqa: S108
+#: 16 MB, the largest picture to search by, at 2 Mbit/s
+_ARRIVES_WITHIN_S = 64.0
 
 
 def main() -> int:
@@ -60,7 +66,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         options: dict[str, Any] = {
             "bind": f"[{host.strip('[]')}]:{self._settings.port}" if ":" in host else f"{host}:{self._settings.port}",
             "proc_name": "lookalike-backend",
-            "worker_class": "gthread",
+            "worker_class": _Worker,
             "workers": 1,  # one process: its counters are all there are, and two answers to one task are seen together
             "threads": 8,
             "timeout": 60,
@@ -78,6 +84,30 @@ class _Server(BaseApplication):  # type: ignore[misc]
     def load(self) -> Flask:
         threadpool_limits(1)  # on two threads of BLAS, which wait by spinning, a search takes as long and twice the CPU
         return create_app(self._settings)
+
+
+class _Worker(ThreadWorker):  # type: ignore[misc]
+    """Stops reading a request that does not arrive: whoever has gone, or sends a byte now and then, would hold one of
+    the threads for ever. What has arrived is answered, however long that takes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begun: dict[Any, float] = {}  # by connection
+
+    def handle(self, conn: Any) -> Any:
+        self._begun[conn] = time.monotonic()
+        try:
+            return super().handle(conn)
+        finally:
+            del self._begun[conn]
+
+    def notify(self) -> None:
+        """gunicorn's heartbeat, at least once a second."""
+        super().notify()
+        for conn, begun in self._begun.copy().items():
+            if time.monotonic() - begun > _ARRIVES_WITHIN_S:
+                with contextlib.suppress(OSError):  # it is closed by now
+                    conn.sock.shutdown(socket.SHUT_RD)
 
 
 class _Logger(Logger):  # type: ignore[misc]

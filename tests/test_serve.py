@@ -14,12 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import requests
+from gunicorn.config import Config
+from gunicorn.workers.gthread import ThreadWorker
 
-from backend.serve import check_address
+from backend.serve import _Worker, check_address
 from lookalike.errors import LabelStudioError, SettingsError
 from lookalike.settings import Settings
 from lookalike.store import open_store
@@ -95,6 +98,19 @@ def test_serve__8_connections_with_250_webhooks_each(
     print(f"webhook p50 {half * 1000:.0f} ms, p99 {most * 1000:.0f} ms")
     assert most < max(1, 10 * half)  # what Label Studio allows; where the machine is busy, nobody waits for much longer
     assert "secret" not in (tmp_path / "log").read_text()
+
+
+def test_worker__a_request_that_does_not_arrive_holds_no_thread_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.serve._ARRIVES_WITHIN_S", 0.0)
+    monkeypatch.setattr(ThreadWorker, "handle", lambda _, conn: conn.sock.recv(1))
+    monkeypatch.setattr(ThreadWorker, "notify", lambda _: None)
+    worker = _Worker(0, 0, [], None, 0, Config(), None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        read = pool.submit(worker.handle, type("Connection", (), {"sock": ours})())
+        while not read.done():
+            worker.notify()
+        assert read.result() == b""
 
 
 def test_serve__two_at_once_open_a_ready_task_and_one_gets_it(
