@@ -72,8 +72,7 @@ def place_of(companion: Companion | None) -> Place:
             "this project has no project of keyframes at Label Studio to write annotations to; "
             "`lookalike keyframes --project …` makes one"
         )
-    config = wire.parse_label_config(companion.label_config)
-    return Place(companion.project, companion.label_studio_id, config, companion.own)
+    return Place(companion.project, companion.label_studio_id, companion.config, companion.own)
 
 
 def label(

@@ -272,9 +272,9 @@ def choices_of(project: Project) -> dict[str, Any]:
     """What a page needs to let people label: the categories with their colours, and whether they may."""
     store = services().store
     known = store.labels.companion(project.uid)
-    xml = known.label_config if known is not None and known.uid else project.label_config
     try:
-        categories = categories_of(parse_label_config(xml))
+        config = known.config if known is not None and known.uid else parse_label_config(project.label_config)
+        categories = categories_of(config)
     except LabelConfigError:
         categories = ()
     may = bool(known is not None and known.uid and access.person().label_studio_token)

@@ -195,9 +195,8 @@ def _suggestion(services: Services, asked: PredictRequest, task: TaskRef | None)
     place = None if asked.context.get("result") == [] else _place_of(services, asked, task)
     if place is None:
         return nothing
-    project, keyframe = place
+    project, keyframe, config = place
     answer = nothing
-    config = _choices_of(asked.label_config)
     if config is not None:
         guess = services.finder.guess(project.uid, _seen(services, project.uid, keyframe, asked.context))
         if guess is not None and guess[0] in config.categories:
@@ -212,8 +211,11 @@ def _suggestion(services: Services, asked: PredictRequest, task: TaskRef | None)
     return answer
 
 
-def _place_of(services: Services, asked: PredictRequest, task: TaskRef | None) -> tuple[Project, int] | None:
-    """The project that we search in, and the keyframe that the task shows: a picture's own, or a companion's."""
+def _place_of(
+    services: Services, asked: PredictRequest, task: TaskRef | None
+) -> tuple[Project, int, LabelConfig | None] | None:
+    """The project that we search in, the keyframe that the task shows (a picture's own, or a companion's), and the
+    choices there."""
     if task is None or asked.project_uid is None:
         return None
     store = services.store
@@ -226,10 +228,12 @@ def _place_of(services: Services, asked: PredictRequest, task: TaskRef | None) -
         return None
     if owner and owner != uid:
         keyframe = str(task.data.get("keyframe", ""))
-        return (project, int(keyframe)) if keyframe.isdecimal() and len(keyframe) < 18 else None
-    videos = store.videos(project.uid, [task.id])
-    config = _choices_of(asked.label_config)
-    return (project, keyframe_id(videos[0].id, 0)) if videos and config and config.object_tag == "Image" else None
+        config = _choices_of(asked.label_config, wire.KEYFRAME_CHOICES)
+        return (project, int(keyframe), config) if keyframe.isdecimal() and len(keyframe) < 18 else None
+    videos, config = store.videos(project.uid, [task.id]), _choices_of(asked.label_config)
+    return (
+        (project, keyframe_id(videos[0].id, 0), config) if videos and config and config.object_tag == "Image" else None
+    )
 
 
 def _seen(services: Services, uid: str, keyframe: int, context: Json) -> Any:
@@ -257,9 +261,9 @@ def _percent(value: Json) -> list[float] | None:
     return [left, top, min(width, 1 - left), min(height, 1 - top)]
 
 
-def _choices_of(xml: str) -> LabelConfig | None:
+def _choices_of(xml: str, preferred: str = "") -> LabelConfig | None:
     try:
-        config = wire.parse_label_config(xml)
+        config = wire.parse_label_config(xml, preferred)
     except LookalikeError:
         return None
     return config if config.control_tag == "Choices" else None

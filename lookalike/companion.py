@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from lookalike.errors import SetupError
-from lookalike.labels import Companion
+from lookalike.folder import check_there
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
 
@@ -20,6 +19,7 @@ from lookalike.store import Project, Store, open_store
 def command(project_id: int, data_dir: Path | None) -> None:
     """Make the project where people label keyframes, or bring it up to date; the running workers do it."""
     settings = Settings.from_environment(data_dir=data_dir).or_demo()
+    check_there(settings)
     store = open_store(settings.sqlalchemy_url)
     uid = ask(store, project_id)
     known = store.labels.companion(uid)
@@ -35,8 +35,7 @@ def ask(store: Store, project_id: int) -> str:
     Raises SetupError for a project that we do not serve.
     """
     uid = find_project(store, project_id).uid
-    companion = store.labels.companion(uid) or Companion(uid, "", 0, "")
-    store.labels.put_companion(replace(companion, asked=True))
+    store.labels.ask_for_companion(uid)
     store.want("companion", uid)
     return uid
 

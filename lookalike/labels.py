@@ -19,7 +19,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, select, true, 
 from lookalike import wire
 from lookalike.errors import SetupError
 from lookalike.ledger import Claim, ClaimLost, Part, in_turn, insert, portions
-from lookalike.records import Json, split_keyframe_id
+from lookalike.records import Json, LabelConfig, split_keyframe_id
 from lookalike.schema import (
     companions,
     keyframe_tasks,
@@ -65,6 +65,11 @@ class Companion:
     def prefix(self) -> str:
         """Of our fields in the tasks' data: those of a person's own tasks may have a "category" already."""
         return wire.OUR_FIELDS if self.own else ""
+
+    @property
+    def config(self) -> LabelConfig:
+        """The control that people label keyframes by. Raises LabelConfigError."""
+        return wire.parse_label_config(self.label_config, "" if self.own else wire.KEYFRAME_CHOICES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,13 @@ class Labels(Part):
         with self.begin() as connection:
             statement = insert(connection, companions).values(project=companion.project, **values)
             connection.execute(statement.on_conflict_do_update(index_elements=["project"], set_=values))
+
+    def ask_for_companion(self, project: str) -> None:
+        """It is to be made, or kept, whatever the settings say; nothing else of it changes."""
+        values = {"project": project, "uid": "", "label_studio_id": 0, "label_config": "", "tabs": "{}", "asked": 1}
+        with self.begin() as connection:
+            statement = insert(connection, companions).values(values)
+            connection.execute(statement.on_conflict_do_update(index_elements=["project"], set_={"asked": 1}))
 
     def owner(self, uid: str) -> str | None:
         """The video project that a companion belongs to; None for a project that is no companion of another."""

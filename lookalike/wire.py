@@ -36,6 +36,9 @@ MODEL_FAMILY = "lookalike-"
 #: what we put into the data of people's own tasks begins with this
 OUR_FIELDS = "lookalike_"
 
+#: the Choices of the configuration that we give to a project of keyframes; people may put others beside it
+KEYFRAME_CHOICES = "category"
+
 #: Label Studio's own default, used wherever the Video tag says nothing that JavaScript reads as a number
 DEFAULT_FRAME_RATE = Fraction(24)
 
@@ -116,11 +119,12 @@ class WebhookEvent:
 
 
 @functools.lru_cache(64)
-def parse_label_config(xml: str) -> LabelConfig:
+def parse_label_config(xml: str, preferred: str = "") -> LabelConfig:
     """The control that we fill: TimelineLabels on a Video, else Choices on a Video, else Choices on an Image.
 
-    Tags and attributes are read in any case, as Label Studio's editor does. Categories are the names that Label Studio
-    stores: `alias` where there is one. Raises LabelConfigError with a sentence that names what is missing.
+    Of several of a kind it is the one whose name is `preferred`, else the first. Tags and attributes are read in any
+    case, as Label Studio's editor does. Categories are the names that Label Studio stores: `alias` where there is one.
+    Raises LabelConfigError with a sentence that names what is missing.
     """
     if len(xml) > _MAX_CONFIG_CHARS:
         raise LabelConfigError(
@@ -134,9 +138,8 @@ def parse_label_config(xml: str) -> LabelConfig:
     objects = {_attributes(e).get("name", ""): e for e in root.iter() if _tag(e) in ("video", "image")}
     problems = []
     for control_tag, object_tag in _SHAPES:
-        for control in root.iter():
-            if _tag(control) != control_tag.lower():
-                continue
+        controls = [element for element in root.iter() if _tag(element) == control_tag.lower()]
+        for control in sorted(controls, key=lambda control: _attributes(control).get("name") != preferred):
             found, problem = _read_control(control, control_tag, object_tag, objects)
             if found is not None:
                 return found

@@ -157,6 +157,24 @@ def test_companion__is_known_by_both_projects_and_lost_with_its_labels(store: St
     assert [row.source for row in store.labels.labels(PROJECT)] == ["video"]
 
 
+def test_companion__keeps_to_its_own_choices_whatever_people_put_above_them(store: Store, videos: list[int]) -> None:
+    choices = '<Choices name="{}" toName="i"><Choice value="{}"/></Choices>'
+    xml = f'<View>{choices.format("blurred", "Yes")}{choices.format("{}", "Cat")}<Image name="i" value="$i"/></View>'
+    known = Companion(PROJECT, "8.2027", 8, xml.format("category"))
+    assert (known.config.from_name, known.config.categories) == ("category", ("Cat",))
+    assert replace(known, uid=PROJECT).config.from_name == "blurred", "people's own project is read as any"
+    assert replace(known, label_config=xml.format("renamed")).config.from_name == "blurred"
+
+
+def test_ask_for_companion__changes_nothing_of_one_that_is_there(store: Store, videos: list[int]) -> None:
+    store.labels.ask_for_companion(PROJECT)
+    assert store.labels.companion(PROJECT) == Companion(PROJECT, "", 0, "", asked=True)
+    known = Companion(PROJECT, "8.2027", 8, "<View/>", {"next": 4})
+    store.labels.put_companion(known)
+    store.labels.ask_for_companion(PROJECT)
+    assert store.labels.companion(PROJECT) == replace(known, asked=True)
+
+
 def test_companion__a_project_of_pictures_is_its_own(store: Store, videos: list[int]) -> None:
     known = Companion(PROJECT, PROJECT, 7, "<View/>")
     store.labels.put_companion(known)

@@ -65,9 +65,9 @@ class Tab:
 # --- the project ---
 
 #: Markdown, not HyperText: a tag with a name would be a second data field, and then Label Studio refuses uploads
-_CONFIG = """<View>
+_CONFIG = f"""<View>
   <Markdown value="$links"/>
-  <Choices name="category" toName="image" showInline="true"/>
+  <Choices name="{wire.KEYFRAME_CHOICES}" toName="image" showInline="true"/>
   <Image name="image" value="$image"/>
 </View>"""
 
@@ -79,7 +79,7 @@ def title(video_project: str) -> str:
 
 def label_config(categories: Sequence[str], colours: Mapping[str, str], *, multiple: bool) -> str:
     """One picture, one choice, in the order and the colours of the video project."""
-    return wire.with_choices(_CONFIG, "category", categories, colours, multiple=multiple)
+    return wire.with_choices(_CONFIG, wire.KEYFRAME_CHOICES, categories, colours, multiple=multiple)
 
 
 def tabs(categories: Sequence[str], prefix: str = "") -> dict[str, Tab]:

@@ -216,7 +216,7 @@ def show(
     have a task open, and cannot submit it once its prediction was deleted: a few change where they are, the likeliest
     to be open first; what is many goes at once, because in place it takes 0.2 s each.
     """
-    pictures = wire.parse_label_config(known.label_config)
+    pictures = known.config
     shown = store.labels.shown(known.project)
     proposals: dict[int, list[Proposal]] = defaultdict(list)
     for proposal in store.labels.proposals(known.project):
@@ -335,7 +335,7 @@ def _keep_config(
     """
     wanted = categories_of(config)
     try:
-        there = wire.parse_label_config(at_studio)
+        there = replace(known, label_config=at_studio).config
     except LabelConfigError as error:
         log.warning("the keyframes project %s: %s", known.label_studio_id, error)
         return known
