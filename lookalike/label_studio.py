@@ -37,7 +37,8 @@ _PAGE = 1000
 _TASK_FIELDS = "id,data,created_at,updated_at,project,total_annotations,total_predictions"
 #: of an annotation, and of the task around it: Label Studio applies one list to both
 _ANNOTATION_FIELDS = "id,data,annotations,drafts,result,was_cancelled,completed_by,created_username,updated_at"
-_ANNOTATED = 200
+#: tasks that one request names in its address: servers refuse long ones
+_CHOSEN = 200
 _UPLOADS = 50
 _DELETIONS = 50
 #: an access token lives 300 s
@@ -181,9 +182,14 @@ class LabelStudio:
 
         By way of the list: GET /api/tasks/<id> would make Label Studio ask its ML backend, us, for a prediction.
         """
-        for task in self.tasks(project_id, query={"selectedItems": {"all": False, "included": [task_id]}}):
+        for task in self.chosen_tasks(project_id, [task_id]):
             return task
         raise LabelStudioNotFound(f"Label Studio has no task {task_id} in project {project_id}; it was deleted")
+
+    def chosen_tasks(self, project_id: int, task_ids: Sequence[int]) -> Iterator[Json]:
+        """Some tasks, with the fields of `tasks`; those that are gone are left out."""
+        for first in range(0, len(task_ids), _CHOSEN):
+            yield from self.tasks(project_id, query=_only(task_ids[first : first + _CHOSEN]))
 
     def import_tasks(self, project_id: int, tasks: Sequence[Json]) -> list[int]:
         """Ids of the new tasks, in order. A task is its data, or {"data": …, "predictions": […]}."""
@@ -346,14 +352,14 @@ class LabelStudio:
 
     def annotated_tasks(self, project_id: int, task_ids: Sequence[int]) -> Iterator[Json]:
         """{"id", "data", "annotations", "drafts"} of some tasks: 0.5 s for 150. Those that are gone are left out."""
-        for first in range(0, len(task_ids), _ANNOTATED):
-            some = list(task_ids[first : first + _ANNOTATED])
+        for first in range(0, len(task_ids), _CHOSEN):
+            some = task_ids[first : first + _CHOSEN]
             params = {
                 "project": project_id,
                 "page_size": len(some),
                 "fields": "all",
                 "include": _ANNOTATION_FIELDS,
-                "query": json.dumps({"selectedItems": {"all": False, "included": some}}),
+                "query": json.dumps(_only(some)),
             }
             yield from self._object("GET", "/api/tasks", params=params)["tasks"]
 
@@ -534,7 +540,7 @@ class LabelStudio:
                 "POST",
                 "/api/dm/actions",
                 params={"id": action, "project": project_id},
-                json={"selectedItems": {"all": False, "included": list(task_ids)}, **fields},
+                json={**_only(task_ids), **fields},
                 timeout=_IMPORT_TIMEOUT_S,
                 repeatable=repeatable,
             )
@@ -669,6 +675,11 @@ def _session() -> requests.Session:
     session.trust_env = False  # neither a proxy nor a .netrc of this machine may see the token
     session.headers["User-Agent"] = f"lookalike/{__version__}"
     return session
+
+
+def _only(task_ids: Sequence[int]) -> Json:
+    """Of a Data Manager's query: these tasks."""
+    return {"selectedItems": {"all": False, "included": list(task_ids)}}
 
 
 def _token_type(token: str) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,18 @@ from lookalike.ledger import translated as translated
 from lookalike.maps import Maps
 from lookalike.questions import Questions
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
-from lookalike.schema import clusterings, fits, keyframes, models, predictions, projects, vectors, videos, work
+from lookalike.schema import (
+    clusterings,
+    fits,
+    keyframes,
+    models,
+    predictions,
+    projects,
+    readings,
+    vectors,
+    videos,
+    work,
+)
 
 #: least cosine between what a model gives for one picture at two times, in whatever precision
 _SAME_MODEL = 0.98
@@ -169,7 +181,10 @@ class Store:
     # videos
 
     def add_videos(self, project: str, tasks: Sequence[tuple[int, str, Mapping[str, Any]]]) -> int:
-        """Take in `(task, url, data)` and ask for their work, once each; how many are new or have a new url."""
+        """Take in `(task, url, data)` and ask for their work, once each; how many are new or have a new url.
+
+        One that names another file now is another video.
+        """
         now = time.time()
         rows: list[dict[str, Any]] = [
             {"project": project, "task": task, "url": url, "data": json.dumps(data, sort_keys=True), "created_at": now}
@@ -180,8 +195,12 @@ class Store:
         with translated(), self.engine.begin() as connection:
             in_turn(connection, project)
             known = self._tasks(connection, project, [row["task"] for row in rows])
-            new = [row for row in rows if row["task"] not in known]
             moved = [row for row in rows if row["task"] in known and known[row["task"]][1] != row["url"]]
+            # another file is another video: what people said of the one before is not said of this one
+            replaced = [row["task"] for row in moved if _is_another_file(row["url"], known[row["task"]][1])]
+            self._delete_videos(connection, project, {task: known.pop(task)[0] for task in replaced})
+            new = [row for row in rows if row["task"] not in known]
+            moved = [row for row in moved if row["task"] in known]
             if new:
                 statement = insert(connection, videos).on_conflict_do_nothing(index_elements=["project", "task"])
                 connection.execute(statement, new)
@@ -201,7 +220,7 @@ class Store:
             for row in edited:  # its frame rate may be another now
                 chosen = videos.c.id == known[row["task"]][0]
                 connection.execute(update(videos).where(chosen).values(data=row["data"]))
-            if edited:
+            if edited or replaced:
                 self.ledger.want(connection, "cluster", [(project, project)])
         return len(new) + len(moved)
 
@@ -216,17 +235,24 @@ class Store:
         c = videos.c
         return [video for some in portions(tasks) for video in self._videos(and_(condition, c.task.in_(some)))]
 
+    def known_videos(self, video_ids: Sequence[int]) -> set[int]:
+        """Those of some ids that are videos', of whatever project."""
+        with translated(), self._reader.connect() as connection:
+            return {
+                video
+                for some in portions(video_ids)
+                for video in connection.execute(select(videos.c.id).where(videos.c.id.in_(some))).scalars()
+            }
+
     def delete_videos(self, project: str, tasks: Sequence[int]) -> list[int]:
         """Forget tasks that are gone; the ids of their videos, whose pictures may go too."""
         with translated(), self.engine.begin() as connection:
             in_turn(connection, project)
-            gone = [video for video, _, _ in self._tasks(connection, project, tasks).values()]
-            for some in portions(gone):
-                self.ledger.forget(connection, ("video", "deliver"), [str(video) for video in some])
-                connection.execute(delete(videos).where(videos.c.id.in_(some)))
+            gone = {task: row[0] for task, row in self._tasks(connection, project, tasks).items()}
+            self._delete_videos(connection, project, gone)
             if gone:
                 self.ledger.want(connection, "cluster", [(project, project)])
-        return gone
+        return list(gone.values())
 
     # results of a video
 
@@ -554,6 +580,15 @@ class Store:
         with translated(), self._reader.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
+    def _delete_videos(self, connection: Connection, project: str, gone: Mapping[int, int]) -> None:
+        """By task. What is known of them goes, and so does how far their annotations were read."""
+        of_video = and_(readings.c.project == project, readings.c.source == "video")
+        for some in portions(list(gone)):
+            ids = [gone[task] for task in some]
+            self.ledger.forget(connection, ("video", "deliver"), [str(video) for video in ids])
+            connection.execute(delete(videos).where(videos.c.id.in_(ids)))
+            connection.execute(delete(readings).where(of_video, readings.c.task.in_(some)))
+
     @staticmethod
     def _tasks(connection: Connection, project: str, tasks: Sequence[int]) -> dict[int, tuple[int, str, str]]:
         """(video id, url, data) of the tasks that are known."""
@@ -619,6 +654,19 @@ def _progress_query(project: str | None, *columns: Any) -> Any:
         .outerjoin(_grouping, and_(_grouping.c.kind == "cluster", _grouping.c.subject == videos.c.project))
     )
     return query if project is None else query.where(videos.c.project == project)
+
+
+def _is_another_file(url: str, before: str) -> bool:
+    """Whether an address leads elsewhere: one that was signed anew, or that another host serves, does not."""
+
+    def path(address: str) -> str:
+        parts = urlsplit(address)
+        return parse_qs(parts.query).get("d", [parts.path])[0]
+
+    try:
+        return before != "" and path(url) != path(before)
+    except ValueError:
+        return True
 
 
 def _project_query() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import threading
@@ -120,7 +121,9 @@ def _app(studio: FakeStudio) -> Flask:
     def tasks() -> ResponseReturnValue:
         if request.args.get("page", 1, type=int) > 1:
             return _gone()
-        return jsonify(tasks=of_project(studio.tasks))
+        query = json.loads(request.args.get("query", "{}"))
+        only = query.get("selectedItems", {}).get("included")
+        return jsonify(tasks=[task for task in of_project(studio.tasks) if only is None or task["id"] in only])
 
     @app.route("/api/predictions", methods=["GET", "POST"])
     def predictions() -> ResponseReturnValue:

@@ -554,8 +554,8 @@ def test_sync__a_task_that_comes_in_while_it_reads_is_not_gone(
     place = opened(studio)
     read = LabelStudio.tasks
 
-    def tasks(self: LabelStudio, project: int) -> Iterator[Json]:
-        yield from read(self, project)
+    def tasks(self: LabelStudio, project: int, *, query: Json | None = None) -> Iterator[Json]:
+        yield from read(self, project, query=query)
         studio.add_task(7, 1, {"video": "/data/local-files/?d=7.mp4"})
         add(place, 7, "/data/local-files/?d=7.mp4")  # as its webhook does
 
@@ -566,14 +566,35 @@ def test_sync__a_task_that_comes_in_while_it_reads_is_not_gone(
     assert row_of(place, "video", video.id).state == "due"
 
 
+def test_sync__a_task_that_a_listing_skipped_is_not_gone(
+    opened: Open, studio: FakeStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tasks of the first page are deleted before the second is read, those that move over are on neither."""
+    place = opened(studio)
+    [_, skipped] = clustered(place, 5, 6)
+    for task in (5, 6):
+        studio.add_task(task, 1, {"video": f"/data/local-files/?d={task}.mp4"})
+    read = LabelStudio.tasks
+
+    def tasks(self: LabelStudio, project: int, *, query: Json | None = None) -> Iterator[Json]:
+        yield from (task for task in read(self, project, query=query) if query or task["id"] != 6)
+
+    monkeypatch.setattr(LabelStudio, "tasks", tasks)
+    place.store.want("sync", UID)
+    assert run(place, "sync").state == "done"
+    assert place.store.video(skipped) is not None
+
+
 def test_sync__an_address_that_has_changed_is_worked_on_again(opened: Open, studio: FakeStudio) -> None:
     place = opened(studio)
-    [video] = clustered(place, 5)
+    [before] = clustered(place, 5)
     studio.add_task(5, 1, {"video": "/data/local-files/?d=other.mp4"})
     place.store.want("sync", UID)
     run(place, "sync")
-    assert row_of(place, "video", video).state == "due"
-    assert place.store.keyframes([video])[video] == []
+    [video] = place.store.videos(UID, [5])
+    assert row_of(place, "video", video.id).state == "due"
+    assert place.store.video(before) is None
+    assert not place.settings.picture_folder(before).exists()
 
 
 def test_sync__a_new_configuration_is_composed_for(opened: Open, studio: FakeStudio) -> None:

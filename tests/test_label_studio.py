@@ -275,6 +275,14 @@ def test_media__redirect_is_handed_back(fake: FakeServer) -> None:
         assert response.status_code == 302
 
 
+def test_chosen_tasks__no_address_is_longer_than_servers_take(fake: FakeServer) -> None:
+    fake.answers = [(200, {"tasks": [{"id": 1}]})]
+    ids = range(100_000, 101_000)
+    assert len(list(LabelStudio(fake.url, "a" * 40).chosen_tasks(1, ids))) == len(fake.asked) == 5
+    assert max(len(path) for _, path, _ in fake.asked) < 4096
+    assert all(any(str(task) in path for _, path, _ in fake.asked) for task in ids)
+
+
 def test_view__operator_that_breaks_the_page_is_refused(fake: FakeServer) -> None:
     with pytest.raises(LabelStudioError, match="in_list"):
         LabelStudio(fake.url, "a" * 40).create_view(1, "x", [Filter("id", "in_list", [1])])

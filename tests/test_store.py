@@ -21,6 +21,7 @@ import pytest
 from sqlalchemy import text
 
 from lookalike.errors import SettingsError, StoreError
+from lookalike.labels import LabelRow
 from lookalike.ledger import Claim, ClaimLost
 from lookalike.records import Clustering, Embeddings, Extraction, Keyframe, VideoFacts, keyframe_id
 from lookalike.schema import keyframes, metadata, predictions, vectors, work
@@ -239,19 +240,38 @@ class TestVideos:
         assert len(store.videos(PROJECT, numbers)) == 5000
         assert len(store.delete_videos(PROJECT, numbers)) == 5000
 
-    def test_add_videos__moved_url_starts_afresh(self, store: Store, project: str) -> None:
+    def test_add_videos__an_address_that_was_signed_anew_is_worked_on_again(self, store: Store, project: str) -> None:
         video, other = add(store, 1, 2)
         finish_video(store, video)
         finish_video(store, other)
         put_clustering(store, {video: {"result": [1]}, other: {"result": [2]}})
-        assert store.add_videos(PROJECT, [(1, "new.mp4", {"fps": 10}), (2, "/data/2.mp4", {})]) == 1
-        moved = store.video(video)
-        assert moved is not None
-        assert (moved.url, moved.data, moved.fps, moved.duration_s) == ("new.mp4", {"fps": 10}, None, None)
+        moved = "https://cdn.example/data/1.mp4?signature=2"
+        assert store.add_videos(PROJECT, [(1, moved, {"fps": 10}), (2, "/data/2.mp4", {})]) == 1
+        found = store.video(video)
+        assert found is not None
+        assert (found.url, found.data, found.fps, found.duration_s) == (moved, {"fps": 10}, None, None)
         assert store.keyframes([video, other])[video] == []
         assert len(store.keyframes([video, other])[other]) == 2
         assert set(store.predictions(PROJECT, [1, 2])) == {2}
         assert [w.subject for w in store.ledger.due(["video"], 10)] == [str(video)]
+
+    @pytest.mark.parametrize("url", ["/data/local-files/?d=b.mp4", "/data/upload/7/0123abcd-1.mp4", "http://[", ""])
+    def test_add_videos__another_file_is_another_video(self, store: Store, project: str, url: str) -> None:
+        [before] = add(store, 1)
+        finish_video(store, before)
+        put_clustering(store, {before: {"result": [1]}})
+        [shown, _] = store.keyframes([before])[before]
+        store.labels.fold(PROJECT, {shown.id: shown.id})
+        label = LabelRow(shown.id, "Cat", "companion", 70, 5, "a@b", 1.0)
+        store.labels.put_labels(PROJECT, "companion", {70: "stamp"}, [label])
+        store.labels.put_labels(PROJECT, "video", {1: "stamp"}, [])
+        assert store.add_videos(PROJECT, [(1, url, {})]) == 1
+        [video] = store.videos(PROJECT)
+        assert (video.task, video.url) == (1, url)
+        assert [w.subject for w in store.ledger.due(["video"], 10)] == [str(video.id)]
+        assert store.labels.labels(PROJECT) == [], "people said that of another picture"
+        assert store.labels.keyframe_tasks(PROJECT) == {}
+        assert store.labels.readings(PROJECT, "video") == {}, "what they say of the task is to be read once more"
 
     def test_delete_videos__leaves_nothing(self, store: Store, project: str) -> None:
         gone, stays = add(store, 1, 2)

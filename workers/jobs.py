@@ -200,19 +200,20 @@ class Workplace:
     def _given_otherwise(self, embedder: Embedder) -> str:
         """A file of which vectors made elsewhere are no more what they were, of a few of each project; or empty."""
         for project in self.store.projects():
-            kept = self.store.load_embeddings(project.uid, embedder.name)
-            row = {int(keyframe): number for number, keyframe in enumerate(kept.keyframe_ids)}
-            known = {split_keyframe_id(keyframe)[0] for keyframe in row}
-            videos = [video for video in self.store.videos(project.uid) if video.id in known]
-            for video in videos[:: -(-len(videos) // _LOOKED_AT) or 1]:
+            made = sorted(self.store.questions.revisions(project.uid, embedder.name))
+            few = made[:: -(-len(made) // _LOOKED_AT) or 1]
+            for video_id, ids, before in self.store.questions.vectors(embedder.name, few):
+                video, row = self.store.video(video_id), {int(keyframe): n for n, keyframe in enumerate(ids)}
+                if video is None:
+                    continue  # deleted a moment ago
                 origin = Origin(video.url, task=video.task)
-                frames = [frame for frame in self.store.keyframes([video.id])[video.id] if frame.id in row]
+                frames = [frame for frame in self.store.keyframes([video_id])[video_id] if frame.id in row]
                 try:
                     now = embed_keyframes(embedder, frames, self.settings.data_dir, origin, self.settings).vectors
                 except MediaError:
                     continue  # it is left out now, which mixes nothing
-                before = kept.vectors[[row[frame.id] for frame in frames]]
-                if now.shape != before.shape or not np.allclose(now, before, rtol=0.01, atol=0.01 * np.abs(now).max()):
+                kept = before[[row[frame.id] for frame in frames]]
+                if now.shape != kept.shape or not np.allclose(now, kept, rtol=0.01, atol=0.01 * np.abs(now).max()):
                     return media.shown_url(video.url)
         return ""
 
@@ -431,8 +432,9 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
             elif task["id"] not in known:
                 new.append((task["id"], "", data))  # people are told, see `_video`; what we have is not thrown away
         store.add_videos(project.uid, new)
-        gone = sorted(known - alive)
-        forget_videos(store, place.settings, project.uid, gone)
+        # where tasks are deleted while pages are read, others move to a page that was read already
+        alive |= {task["id"] for task in studio.chosen_tasks(project.label_studio_id, sorted(known - alive))}
+        forget_videos(store, place.settings, project.uid, sorted(known - alive))
     sweep_pictures(store, place.settings)
     if place.settings.basic_auth_user:
         # the hook that Label Studio made by itself carries no login
@@ -646,9 +648,9 @@ def compose(
 
 def sweep_pictures(store: Store, settings: Settings) -> None:
     """Remove the pictures of videos that the ledger no longer knows: a webhook may have removed those."""
-    for folder in settings.keyframes_dir.glob("[0-9]*"):
-        if folder.name.isdecimal() and store.video(int(folder.name)) is None:
-            shutil.rmtree(folder, ignore_errors=True)
+    folders = {int(folder.name): folder for folder in settings.keyframes_dir.glob("[0-9]*") if folder.name.isdecimal()}
+    for video in folders.keys() - store.known_videos(sorted(folders)):
+        shutil.rmtree(folders[video], ignore_errors=True)
 
 
 def forget_videos(store: Store, settings: Settings, project: str, tasks: Sequence[int]) -> None:

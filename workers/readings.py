@@ -59,9 +59,8 @@ class Listings:
             changed = {"filter": "filter:tasks:updated_at", "operator": "greater", "type": "Datetime", "value": since}
             query = {"filters": {"conjunction": "and", "items": [changed]}}
         known = known | {task["id"]: task for task in studio.tasks(label_studio_id, query=query)}
-        if touched and query:
-            chosen: Json = {"selectedItems": {"all": False, "included": list(touched)}}
-            known |= {task["id"]: task for task in studio.tasks(label_studio_id, query=chosen)}
+        if query:
+            known |= {task["id"]: task for task in studio.chosen_tasks(label_studio_id, list(touched))}
         self._known[uid] = (at, known)
         return known
 
@@ -116,7 +115,7 @@ def read_labels(
         for task, values in listed.items()
         if task in leaders and values["data"].get("keyframe") == str(leaders[task])
     }
-    pictures = wire.parse_label_config(known.label_config)
+    pictures = known.config
     version = _digest(pictures)
 
     def stamp_of_picture(task: Json) -> str:
