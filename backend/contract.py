@@ -242,6 +242,9 @@ def _tasks_created(services: Services, uid: str, event: WebhookEvent) -> Json | 
 
 
 def _tasks_deleted(services: Services, uid: str, event: WebhookEvent) -> Json | None:
+    if services.settings.label_studio_url:  # where it can be asked: people's labels go with the tasks
+        services.store.want("sync", uid, delay_s=_BURST_S)
+        return None
     return {"deleted": len(services.store.delete_videos(uid, event.task_ids))}
 
 

@@ -306,7 +306,7 @@ def test_contract__keeps_its_own_rules(studio: FakeStudio, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("route", ["/predict", "/webhook", "/setup"])
 def test_contract__is_not_for_pages_in_a_browser(studio: FakeStudio, tmp_path: Path, route: str) -> None:
-    """Without a login, a page that somebody has open could have videos deleted, or ours by a name of its own."""
+    """Without a login, a page that somebody has open could send us to work, or ours by a name of its own."""
     app = make_app(studio, tmp_path)
     store = app.extensions["lookalike"].store
     uid = wire.project_uid(7, CREATED_AT)
@@ -323,10 +323,10 @@ def test_contract__is_not_for_pages_in_a_browser(studio: FakeStudio, tmp_path: P
         answer = app.test_client().post(route, data=event, headers=headers, content_type="text/plain")
         assert answer.status_code == 403
         assert "never a page in a browser" in answer.get_json()["error"]["message"]
-    assert len(store.videos(uid)) == 1
+    assert ("sync", "due") not in store.ledger.counts()
     if route == "/webhook":
         app.test_client().post(route, data=event, content_type="application/json")
-        assert store.videos(uid) == []
+        assert store.ledger.counts()["sync", "due"] == 1
 
 
 # --- trying passwords ---

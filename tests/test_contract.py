@@ -390,6 +390,21 @@ def test_webhook__tasks_deleted_are_forgotten(client: FlaskClient, services: Ser
     assert services.store.videos("1.1795418028") == []
 
 
+def test_webhook__what_is_said_to_be_deleted_is_looked_for_at_label_studio(settings: Settings) -> None:
+    """Whoever may manage a project there sees the login that we have webhooks sent with."""
+    app = create_app(settings.with_(label_studio_url="http://127.0.0.1:9"))
+    store, client = app.extensions["lookalike"].store, app.test_client()
+    client.post("/webhook", json=request_of("/webhook TASKS_CREATED"))
+    [asked] = store.ledger.due(("sync",), 10)
+    store.ledger.finish(store.ledger.claim(asked.id, "test", lease_s=9, max_crashes=3))
+    body = request_of("/webhook TASKS_DELETED")
+    body["project"]["id"] = 1
+    assert client.post("/webhook", json=body | {"tasks": [{"id": 1}]}).status_code == 201
+    assert [video.task for video in store.videos("1.1795418028")] == [1]
+    assert [row.state for row in store.ledger.rows(work.c.kind == "sync")] == ["due"]
+    app.extensions["lookalike"].close()
+
+
 def test_webhook__tasks_of_another_project_are_not_touched(client: FlaskClient, services: Services) -> None:
     client.post("/webhook", json=request_of("/webhook TASKS_CREATED"))
     body = request_of("/webhook TASKS_DELETED") | {"tasks": [{"id": 1}]}
