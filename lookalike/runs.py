@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from lookalike.companion import find_project
+from lookalike.folder import check_there
 from lookalike.labels import Change, Run, difference, find_run
 from lookalike.records import Json, split_keyframe_id
 from lookalike.settings import Settings
@@ -35,6 +36,7 @@ def command(
     What people labelled is never part of a run. `lookalike undo RUN` withdraws one.
     """
     settings = Settings.from_environment(data_dir=data_dir).or_demo()
+    check_there(settings)
     with closing(open_store(settings.sqlalchemy_url)) as store:
         if diff:
             found = difference(store, *diff)

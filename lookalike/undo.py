@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from lookalike.folder import check_there
 from lookalike.labels import Proposal, Run, find_run
 from lookalike.settings import Settings
 from lookalike.store import Store, open_store
@@ -30,6 +31,7 @@ class Undone:
 def command(run_id: int, data_dir: Path | None) -> None:
     """Withdraw the propagated labels of a run, and say what that did. Labels of people stay. Undoing may be undone."""
     settings = Settings.from_environment(data_dir=data_dir)
+    check_there(settings)
     store = open_store(settings.sqlalchemy_url)
     undone = undo(store, run_id)
     for verb, counts in (("withdrawn", undone.withdrawn), ("proposed again", undone.restored)):

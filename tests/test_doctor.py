@@ -14,7 +14,6 @@ from backend.app import create_app
 from lookalike import wire
 from lookalike.companion import describe
 from lookalike.doctor import command, examine
-from lookalike.errors import SettingsError
 from lookalike.label_config import shipped_config
 from lookalike.labels import Companion
 from lookalike.settings import Settings
@@ -252,9 +251,3 @@ def test_command__exit_status_says_whether_anything_is_wrong(
     assert (wrong.exit_code, "is not connected" in wrong.stdout) == (1, True)
     mended = CliRunner().invoke(command, ["--project", "1", "--connect"])
     assert (mended.exit_code, "wrong" in mended.stdout) == (0, False)
-
-
-def test_command__writes_nothing_where_nothing_is(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"there is no .*nowhere yet; name the folder"):
-        CliRunner().invoke(command, ["--data-dir", str(tmp_path / "nowhere")], catch_exceptions=False)
-    assert not (tmp_path / "nowhere").exists()

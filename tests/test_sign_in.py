@@ -83,9 +83,3 @@ def test_command__prints_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(command, ["--data-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("http://127.0.0.1:9090/login/")
-
-
-def test_command__writes_nothing_where_nothing_is(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"there is no .*nowhere yet; name the folder"):
-        CliRunner().invoke(command, ["--data-dir", str(tmp_path / "nowhere")], catch_exceptions=False)
-    assert not (tmp_path / "nowhere").exists()

@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import update
 
-from lookalike.errors import SettingsError
 from lookalike.schema import work
 from lookalike.settings import Settings
 from lookalike.status import command
@@ -79,9 +78,3 @@ def test_status__retry(half_done: Store, tmp_path: Path) -> None:
 def test_status__nothing_yet(store: Store, tmp_path: Path) -> None:
     assert status(tmp_path).output.startswith("no project yet: connect one to the ML backend in Label Studio")
     assert json.loads(status(tmp_path, "--json").stdout) == {"projects": []}
-
-
-def test_status__folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"there is no .*nowhere yet; name the folder"):
-        status(tmp_path / "nowhere")
-    assert not (tmp_path / "nowhere").exists()

@@ -20,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lookalike import wire
-from lookalike.errors import RequestError, SetupError
+from lookalike.companion import find_project
+from lookalike.errors import RequestError
+from lookalike.folder import check_there
 from lookalike.grouping import unit
 from lookalike.records import Embeddings, Label
 from lookalike.said import categories_of, representatives, settle
@@ -205,12 +207,7 @@ def read_project(store: Store, project_id: int, model: str) -> tuple[Embeddings,
     Near-duplicates count once, as they are labelled once. Raises SetupError for a project that we do not serve, and
     RequestError where too little is labelled, with what to do.
     """
-    served = store.projects()
-    mine = [project for project in served if project.label_studio_id == project_id]
-    if not mine:
-        known = ", ".join(str(project.label_studio_id) for project in served) or "none"
-        raise SetupError(f"project {project_id} is not connected to this backend; connected: {known}")
-    project = mine[-1]  # Label Studio's SQLite uses ids again: the youngest is the living one
+    project = find_project(store, project_id)
     config = wire.parse_label_config(project.label_config)
     model = store.serving(project.uid, model)
     embeddings = store.load_embeddings(project.uid, model)
@@ -312,6 +309,7 @@ def command(
     else:
         assert project_id is not None
         settings = Settings.from_environment(data_dir=data_dir)
+        check_there(settings)
         data, truth = read_project(open_store(settings.sqlalchemy_url), project_id, settings.embedder)
         count = len(set(truth))
         usual = {max(2, round(share * len(truth))) for share in _SHARES}

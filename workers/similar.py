@@ -22,6 +22,7 @@ from lookalike import wire
 from lookalike.companion import find_project
 from lookalike.errors import LabelConfigError, QueueError, RequestError, SetupError
 from lookalike.finder import Example, Finder, Hit, Wanted, search
+from lookalike.folder import check_there
 from lookalike.grouping import unit
 from lookalike.queue import Queue, redis_url
 from lookalike.records import cluster_name, cluster_number, split_keyframe_id
@@ -134,6 +135,7 @@ def command(
         rows = of_folder(index, settings, asked)
     else:
         assert project is not None
+        check_there(settings)
         with closing(open_store(settings.sqlalchemy_url)) as store:
             rows = of_project(store, settings, project, asked)
             if tab:
