@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from lookalike import __version__
 from lookalike.errors import QueueError, StoreError
 from lookalike.queue import Queue
-from lookalike.store import Store, translated
+from lookalike.store import Store
 
 #: seconds; Label Studio gives a webhook 1, /setup 3, /predict 100
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
@@ -70,8 +70,7 @@ class _State(Collector):
         yield InfoMetricFamily("lookalike_build", "The version that runs.", value={"version": __version__})
         up = GaugeMetricFamily("lookalike_part_up", "Whether a part answers.", labels=("part",))
         try:
-            with translated():
-                yield from self._of_ledger()
+            yield from self._of_ledger()
             up.add_metric(("ledger",), 1)
         except StoreError:
             up.add_metric(("ledger",), 0)

@@ -15,7 +15,7 @@ from lookalike.errors import QueueError, StoreError
 from lookalike.finder import Finder
 from lookalike.queue import Queue, redis_url
 from lookalike.settings import Settings
-from lookalike.store import Store, open_store, translated
+from lookalike.store import Store, open_store
 
 log = logging.getLogger("lookalike.backend")
 
@@ -62,8 +62,7 @@ class Services:
         if time.monotonic() < self._kick_after or not self._kicking.acquire(blocking=False):
             return
         try:
-            with translated():
-                self.queue.kick_due(self.store.ledger)
+            self.queue.kick_due(self.store.ledger)
             self._kick_after = time.monotonic() + _KICK_EVERY_S
         except QueueError as error:
             self._kick_after = time.monotonic() + _QUEUE_REST_S
@@ -95,8 +94,7 @@ class Services:
         self.store.close()
 
     def _look_for_room(self) -> str:
-        with translated():
-            due = self.store.ledger.counts().get(("video", "due"), 0)
+        due = self.store.ledger.counts().get(("video", "due"), 0)
         if due > self.settings.max_queue:
             return (
                 f"{due} videos wait already, more than LOOKALIKE_MAX_QUEUE ({self.settings.max_queue}); try again later"

@@ -8,17 +8,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Connection, and_, bindparam, delete, func, select, true, update
 
 from lookalike import wire
-from lookalike.errors import SetupError
-from lookalike.ledger import Claim, ClaimLost, Part, in_turn, insert, portions
+from lookalike.ledger import Part, insert, portions
 from lookalike.records import Json, LabelConfig, split_keyframe_id
 from lookalike.schema import (
     companions,
@@ -35,9 +33,6 @@ from lookalike.schema import (
     withdrawn,
     work,
 )
-
-if TYPE_CHECKING:
-    from lookalike.store import Store
 
 Source = Literal["companion", "video"]  # where an annotation stands
 
@@ -129,49 +124,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """What is proposed after one run and was not after another, whatever came between."""
-
-    before: Run
-    after: Run
-    changes: tuple[Change, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class StoredOutcome:
     keyframe: int
     category: str
     score: float
     confirmed: bool
-
-
-def difference(store: Store, before: int, after: int) -> Difference:
-    """From what run `before` left to what run `after` left, either of which may be the older one.
-
-    A keyframe that people have labelled meanwhile is no change: nothing is proposed for it any more. Raises SetupError
-    for a run that there never was, and for runs of two projects.
-    """
-    first, last = (find_run(store, number) for number in (before, after))
-    if first.project != last.project:
-        raise SetupError(f"run {before} is of project {first.project}, run {after} of project {last.project}")
-    old, new = sorted((first, last), key=lambda run: run.id)
-    changed: dict[int, Change] = {}
-    for run in store.labels.runs_after(old, new):
-        for change in run.changes:
-            known = changed.get(change.keyframe, change)
-            changed[change.keyframe] = Change(change.keyframe, known.before, change.after, known.score)
-    found = [change for _, change in sorted(changed.items()) if change.before != change.after]
-    if old is last:
-        found = [Change(change.keyframe, change.after, change.before) for change in found]
-    return Difference(first, last, tuple(found))
-
-
-def find_run(store: Store, number: int) -> Run:
-    """Raises SetupError for a run that there never was."""
-    run = store.labels.run(number)
-    if run is None:
-        raise SetupError(f"there is no run {number}; 'lookalike runs' shows the last ones")
-    return run
 
 
 class Labels(Part):
@@ -223,8 +180,7 @@ class Labels(Part):
 
     def lose_companion(self, project: str) -> None:
         """Somebody deleted the companion at Label Studio: its tasks are gone and its labels with them."""
-        with self.begin() as connection:
-            in_turn(connection, project)
+        with self.begin(project) as connection:
             connection.execute(
                 update(companions)
                 .where(companions.c.project == project)
@@ -261,8 +217,7 @@ class Labels(Part):
         if not leaders:
             return
         c = keyframe_tasks.c
-        with self.begin() as connection:
-            in_turn(connection, project)
+        with self.begin(project) as connection:
             known = {
                 row[0]: row[1]
                 for row in connection.execute(
@@ -287,8 +242,7 @@ class Labels(Part):
     def put_tasks(self, project: str, tasks: Mapping[int, int], data: Mapping[int, Json]) -> None:
         """Remember the tasks of leaders, for all their near-duplicates, and what each shows (`data`, by leader)."""
         c = keyframe_tasks.c
-        with self.begin() as connection:
-            in_turn(connection, project)
+        with self.begin(project) as connection:
             for leader, task in tasks.items():
                 group = and_(c.project == project, c.leader == leader)
                 connection.execute(update(keyframe_tasks).where(group).values(task=task))
@@ -332,8 +286,7 @@ class Labels(Part):
         Reading twice, or in any order, comes to the same.
         """
         tasks = sorted(stamps)
-        with self.begin() as connection:
-            in_turn(connection, project)
+        with self.begin(project) as connection:
             alive = set(connection.execute(select(videos.c.id).where(videos.c.project == project)).scalars())
             for some in portions(tasks):
                 for table in (labels, readings):
@@ -404,16 +357,6 @@ class Labels(Part):
         """(keyframe, category) that a person has undone."""
         with self.read() as connection:
             return self._withdrawn(connection, project)
-
-    @contextmanager
-    def running(self, claim: Claim) -> Iterator[Connection]:
-        """A transaction that is kept only if the claim still holds. Raises ClaimLost where it does not."""
-        with self.begin() as connection:
-            in_turn(connection, claim.project)
-            mine = update(work).where(work.c.id == claim.id, work.c.fence == claim.fence, work.c.state == "running")
-            if connection.execute(mine.values(updated_at=time.time())).rowcount != 1:
-                raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
-            yield connection
 
     def put_run(
         self,

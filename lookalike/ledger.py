@@ -229,9 +229,16 @@ class Ledger(Part):
 
         Raises ClaimLost, with nothing written, where it does not.
         """
-        with self.begin() as connection:
-            in_turn(connection, claim.project)
+        with self.begin(claim.project) as connection:
             self.finish(claim, connection)
+            yield connection
+
+    @contextmanager
+    def running(self, claim: Claim) -> Iterator[Connection]:
+        """The same for work that is not at its end yet."""
+        with self.begin(claim.project) as connection:
+            if connection.execute(self._mine(claim).values(updated_at=time.time())).rowcount != 1:
+                raise _lost(claim)
             yield connection
 
     def finish(self, claim: Claim, connection: Connection | None = None) -> None:
@@ -247,7 +254,7 @@ class Ledger(Part):
             **self._orderly(),
         }
         if connection.execute(self._mine(claim).values(values)).rowcount != 1:
-            raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
+            raise _lost(claim)
 
     def later(self, claim: Claim, reason: str, delay_s: float | None = None, *, counts: bool = True) -> None:
         """Not now: try again after `delay_s`, by default after twice the last wait, up to five minutes.
@@ -400,6 +407,10 @@ class Ledger(Part):
             "next_at": now,
             "updated_at": now,
         }
+
+
+def _lost(claim: Claim) -> ClaimLost:
+    return ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
 
 
 def in_turn(connection: Connection, project: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
 
-from lookalike.ledger import Claim, Ledger, Part, Work, insert, translated
+from lookalike.ledger import Claim, Ledger, Part, Work, insert
 from lookalike.schema import maps, work
 
 
@@ -53,6 +53,6 @@ class Maps(Part):
             "places": np.ascontiguousarray(drawn.places, np.float32).tobytes(),
             "fitted": drawn.fitted,
         }
-        with translated(), ledger.finishing(claim) as connection:
+        with ledger.finishing(claim) as connection:
             statement = insert(connection, maps).values(project=claim.project, model=model, **values)
             connection.execute(statement.on_conflict_do_update(index_elements=["project", "model"], set_=values))

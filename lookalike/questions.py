@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, Text, and_, bindparam, case, cast, delete, func, select, update
 
 from lookalike.errors import NotYet
-from lookalike.ledger import Claim, Ledger, Part, insert, portions, translated
+from lookalike.ledger import Claim, Ledger, Part, insert, portions
 from lookalike.schema import keyframe_tasks, labels, questions, similar_tabs, vectors, videos, work
 
 QuestionKind = Literal["image", "region", "text"]
@@ -203,7 +203,7 @@ class Questions(Part):
             "error": error,
         }
         values["content"] = case((questions.c.kind == "image", b""), else_=questions.c.content)
-        with translated(), self._ledger.finishing(claim) as connection:
+        with self._ledger.finishing(claim) as connection:
             connection.execute(update(questions).where(questions.c.id == int(claim.subject)).values(values))
 
     def forget(self) -> None:

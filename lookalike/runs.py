@@ -7,19 +7,30 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from lookalike.companion import find_project
+from lookalike.errors import SetupError
 from lookalike.folder import check_there
-from lookalike.labels import Change, Run, difference, find_run
+from lookalike.labels import Change, Run
 from lookalike.records import Json, split_keyframe_id
 from lookalike.settings import Settings
 from lookalike.store import Store, open_store
 
 #: tasks that a line names; --json names all
 _TASKS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is proposed after one run and was not after another, whatever came between."""
+
+    before: Run
+    after: Run
+    changes: tuple[Change, ...]
 
 
 @click.command()
@@ -66,6 +77,35 @@ def command(
                 lines.append(f"project {row['project']} {row['title']!r}:" + ("" if row["runs"] else " no run yet"))
                 lines += [f"  {tell(one)}" for one in row["runs"]]
     click.echo(json.dumps(report) if as_json else "\n".join(lines))
+
+
+def difference(store: Store, before: int, after: int) -> Difference:
+    """From what run `before` left to what run `after` left, either of which may be the older one.
+
+    A keyframe that people have labelled meanwhile is no change: nothing is proposed for it any more. Raises SetupError
+    for a run that there never was, and for runs of two projects.
+    """
+    first, last = (find_run(store, number) for number in (before, after))
+    if first.project != last.project:
+        raise SetupError(f"run {before} is of project {first.project}, run {after} of project {last.project}")
+    old, new = sorted((first, last), key=lambda run: run.id)
+    changed: dict[int, Change] = {}
+    for run in store.labels.runs_after(old, new):
+        for change in run.changes:
+            known = changed.get(change.keyframe, change)
+            changed[change.keyframe] = Change(change.keyframe, known.before, change.after, known.score)
+    found = [change for _, change in sorted(changed.items()) if change.before != change.after]
+    if old is last:
+        found = [Change(change.keyframe, change.after, change.before) for change in found]
+    return Difference(first, last, tuple(found))
+
+
+def find_run(store: Store, number: int) -> Run:
+    """Raises SetupError for a run that there never was."""
+    run = store.labels.run(number)
+    if run is None:
+        raise SetupError(f"there is no run {number}; 'lookalike runs' shows the last ones")
+    return run
 
 
 def facts(run: Run) -> Json:

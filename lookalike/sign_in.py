@@ -25,7 +25,7 @@ from sqlalchemy import Engine, delete, select
 
 from lookalike.errors import SettingsError, SetupError
 from lookalike.folder import check_there
-from lookalike.ledger import insert, reader, translated
+from lookalike.ledger import Part, insert
 from lookalike.records import Json
 from lookalike.schema import spent
 from lookalike.settings import Settings
@@ -37,17 +37,16 @@ SESSION_S = 7 * 86400.0
 ADDRESS_S = 3600.0
 
 
-class SignIns:
+class SignIns(Part):
     """What is encrypted for the pages, and which of it does not count any more."""
 
     def __init__(self, data_dir: Path, engine: Engine) -> None:
         """Raises SetupError where the key can neither be read nor made."""
+        super().__init__(engine)
         key = _key(data_dir / "session.key")
         self._fernet = Fernet(key)
         #: for signing what need not be secret
         self.secret = hashlib.sha256(b"signing" + key).digest()
-        self._engine = engine
-        self._reader = reader(engine)
 
     def seal(self, content: Json, lasts_s: float) -> str:
         """A session as text for a cookie, good for so many seconds."""
@@ -62,7 +61,7 @@ class SignIns:
             return None
         if content["until"] < time.time():
             return None
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             used = connection.execute(select(spent.c.id).where(spent.c.id == content["id"])).first()
         return None if used else content
 
@@ -88,7 +87,7 @@ class SignIns:
         return base64.urlsafe_b64encode(digest[:18]).decode()
 
     def _spend(self, identity: str, until: float) -> bool:
-        with translated(), self._engine.begin() as connection:
+        with self.begin() as connection:
             connection.execute(delete(spent).where(spent.c.until < time.time()))
             row = insert(connection, spent).values(id=identity, until=until)
             return connection.execute(row.on_conflict_do_nothing(index_elements=["id"])).rowcount == 1

@@ -27,8 +27,7 @@ from lookalike import edits, migrations
 from lookalike.errors import SettingsError
 from lookalike.grouping import Choice, Fit, Proposal, Tree
 from lookalike.labels import Labels
-from lookalike.ledger import Claim, Kind, Ledger, in_turn, insert, portions, reader
-from lookalike.ledger import translated as translated
+from lookalike.ledger import Claim, Kind, Ledger, Part, insert, portions, translated
 from lookalike.maps import Maps
 from lookalike.questions import Questions
 from lookalike.records import Clustering, Embeddings, Extraction, Json, Keyframe
@@ -132,12 +131,15 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-class Store:
-    """Verbs on everything but the work itself, which is `self.ledger`'s."""
+class Store(Part):
+    """Verbs on everything but the work itself, which is `self.ledger`'s.
+
+    Each raises StoreError where the database does not answer.
+    """
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
         self.engine = engine
-        self._reader = reader(engine)
         self.ledger = Ledger(engine)
         self.labels = Labels(engine)
         self.questions = Questions(engine)
@@ -149,7 +151,7 @@ class Store:
 
     def ping(self) -> None:
         """Raises StoreError where the ledger cannot be written."""
-        with translated(), self.engine.begin() as connection:
+        with self.begin() as connection:
             connection.execute(update(work).where(work.c.id == -1).values(state="due"))
 
     # projects
@@ -161,21 +163,21 @@ class Store:
             known["title"] = project.title  # type: ignore[assignment]
         if project.label_config:
             known["label_config"] = project.label_config  # type: ignore[assignment]
-        with translated(), self.engine.begin() as connection:
+        with self.begin() as connection:
             statement = insert(connection, projects).values(uid=project.uid, created_at=time.time(), **known)
             connection.execute(statement.on_conflict_do_update(index_elements=["uid"], set_=known))
 
     def project(self, uid: str) -> Project | None:
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             row = connection.execute(_project_query().where(projects.c.uid == uid)).one_or_none()
         return Project(*row) if row else None
 
     def projects(self) -> list[Project]:
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             return [Project(*row) for row in connection.execute(_project_query().order_by(projects.c.created_at))]
 
     def delete_project(self, uid: str) -> None:
-        with translated(), self.engine.begin() as connection:
+        with self.begin() as connection:
             connection.execute(delete(projects).where(projects.c.uid == uid))
 
     # videos
@@ -192,8 +194,7 @@ class Store:
         ]
         if not rows:
             return 0
-        with translated(), self.engine.begin() as connection:
-            in_turn(connection, project)
+        with self.begin(project) as connection:
             known = self._tasks(connection, project, [row["task"] for row in rows])
             moved = [row for row in rows if row["task"] in known and known[row["task"]][1] != row["url"]]
             # another file is another video: what people said of the one before is not said of this one
@@ -237,7 +238,7 @@ class Store:
 
     def known_videos(self, video_ids: Sequence[int]) -> set[int]:
         """Those of some ids that are videos', of whatever project."""
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             return {
                 video
                 for some in portions(video_ids)
@@ -246,8 +247,7 @@ class Store:
 
     def delete_videos(self, project: str, tasks: Sequence[int]) -> list[int]:
         """Forget tasks that are gone; the ids of their videos, whose pictures may go too."""
-        with translated(), self.engine.begin() as connection:
-            in_turn(connection, project)
+        with self.begin(project) as connection:
             gone = {task: row[0] for task, row in self._tasks(connection, project, tasks).items()}
             self._delete_videos(connection, project, gone)
             if gone:
@@ -263,7 +263,7 @@ class Store:
         """
         video = int(claim.subject)
         facts = extraction.facts
-        with translated(), self.ledger.finishing(claim) as connection:
+        with self.ledger.finishing(claim) as connection:
             self._forget_results(connection, video)
             connection.execute(
                 update(videos)
@@ -305,7 +305,7 @@ class Store:
         found: dict[int, list[Keyframe]] = {video: [] for video in video_ids}
         c = keyframes.c
         columns = [c.video if name == "video_id" else c[name] for name in Keyframe.__dataclass_fields__]
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             for some in portions(video_ids):
                 query = select(*columns).where(c.video.in_(some)).order_by(c.id)
                 for row in connection.execute(query):
@@ -320,7 +320,7 @@ class Store:
             .where(videos.c.project == project, vectors.c.model == model)
             .order_by(vectors.c.video)
         )
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             rows = connection.execute(query).all()
         if not rows:
             return Embeddings(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), model)
@@ -338,7 +338,7 @@ class Store:
     def serving(self, project: str, wanted: str) -> str:
         """The model whose clusters a project shows: `wanted`, or until all is embedded by that the one before."""
         query = select(clusterings.c.model).where(clusterings.c.project == project).order_by(clusterings.c.model)
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             found = connection.execute(query).scalars().all()
         return wanted if wanted in found or not found else found[0]
 
@@ -353,7 +353,7 @@ class Store:
             ~select(vectors.c.video).where(vectors.c.video == videos.c.id, vectors.c.model == model).exists(),
             ~failed.exists(),
         )
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             return list(connection.execute(query.order_by(videos.c.id)).scalars())
 
     def put_vectors(self, claim: Claim, video: int, embeddings: Embeddings) -> None:
@@ -361,7 +361,7 @@ class Store:
 
         Left out where the video's keyframes have become others meanwhile. Raises ClaimLost as `put_extraction` does.
         """
-        with self.labels.running(claim) as connection:
+        with self.ledger.running(claim) as connection:
             known = connection.execute(select(keyframes.c.id).where(keyframes.c.video == video)).scalars().all()
             if sorted(known) != sorted(embeddings.keyframe_ids.tolist()):
                 return
@@ -370,12 +370,12 @@ class Store:
 
     def want_videos(self, project: str, video_ids: Sequence[int]) -> None:
         """Ask for videos to be worked on once more, from the start."""
-        with translated(), self.engine.begin() as connection:
+        with self.begin() as connection:
             self.ledger.want(connection, "video", [(str(video), project) for video in video_ids])
 
     def is_same_model(self, name: str, probe: NDArray[np.float32]) -> bool:
         """Whether a model still gives what it gave, (d,), when it was first met, but for rounding; keeps that then."""
-        with translated(), self.engine.begin() as connection:
+        with self.begin() as connection:
             new = insert(connection, models).values(name=name, probe=_pack(probe, np.float32))
             connection.execute(new.on_conflict_do_nothing(index_elements=["name"]))
             packed = connection.execute(select(models.c.probe).where(models.c.name == name)).scalar_one()
@@ -425,7 +425,7 @@ class Store:
             "centroids": _pack(clustering.centroids, np.int64),
             "similarity": _pack(clustering.similarity[order], np.float32),
         }
-        with translated(), self.ledger.finishing(claim) as connection:
+        with self.ledger.finishing(claim) as connection:
             if alone:
                 own = select(videos.c.id).where(videos.c.project == claim.project)
                 connection.execute(delete(vectors).where(vectors.c.video.in_(own), vectors.c.model != model))
@@ -442,7 +442,7 @@ class Store:
                 }
                 upsert = insert(connection, fits).values(project=claim.project, model=model, **left)
                 connection.execute(upsert.on_conflict_do_update(index_elements=["project", "model"], set_=left))
-            return self._put_predictions(connection, claim.project, bodies)
+            return self.put_predictions(connection, claim.project, bodies)
 
     def fit(self, project: str, model: str, *, with_tree: bool = True) -> Fit | None:
         """What the last full fit left behind; None before the first, and of a ledger older than that.
@@ -452,7 +452,7 @@ class Store:
         c = fits.c
         tree = c.tree if with_tree else null().label("tree")
         query = select(c.choice, c.proposal, tree).where(c.project == project, c.model == model)
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
@@ -471,7 +471,7 @@ class Store:
         """The same without people's edits: what the next clustering goes on from."""
         c = clusterings.c
         query = select(c.keyframe_ids, c.clusters, c.centroids, c.similarity, c.fitted)
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             row = connection.execute(query.where(c.project == project, c.model == model)).one_or_none()
         if row is None:
             return None
@@ -480,10 +480,6 @@ class Store:
 
     # predictions
 
-    def put_predictions(self, connection: Connection, project: str, bodies: Mapping[int, Json]) -> int:
-        """Keep predictions by video id, within a transaction; those that are new are to be delivered. How many."""
-        return self._put_predictions(connection, project, bodies)
-
     def predictions(self, project: str, tasks: Sequence[int]) -> dict[int, StoredPrediction]:
         """What Label Studio should hold, by task."""
         c = predictions.c
@@ -491,7 +487,7 @@ class Store:
             videos, videos.c.id == c.video
         )
         found: dict[int, StoredPrediction] = {}
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             for some in portions(tasks):
                 for row in connection.execute(query.where(videos.c.project == project, videos.c.task.in_(some))):
                     found[row[1]] = StoredPrediction(row[0], row[1], json.loads(row[2]), row[3], row[4], row[5])
@@ -505,8 +501,7 @@ class Store:
         """
         now = time.time()
         mine: set[int] = set()
-        with translated(), self.engine.begin() as connection:
-            in_turn(connection, project)
+        with self.begin(project) as connection:
             for some in portions(sorted(video_ids)):
                 free = select(predictions.c.video).where(
                     predictions.c.video.in_(some), predictions.c.answered_at < now - within_s
@@ -521,14 +516,14 @@ class Store:
 
     def put_delivered(self, claim: Claim, digest: str) -> None:
         """Label Studio has the prediction with this digest; ends the delivery."""
-        with translated(), self.engine.begin() as connection:
-            in_turn(connection, claim.project)
+        with self.begin(claim.project) as connection:
             connection.execute(
                 update(predictions).where(predictions.c.video == int(claim.subject)).values(delivered=digest)
             )
             self.ledger.finish(claim, connection)
 
-    def _put_predictions(self, connection: Connection, project: str, bodies: Mapping[int, Json]) -> int:
+    def put_predictions(self, connection: Connection, project: str, bodies: Mapping[int, Json]) -> int:
+        """Keep predictions by video id, within a transaction; those that are new are to be delivered. How many."""
         known = {
             row[0]: row[1]
             for row in connection.execute(
@@ -558,7 +553,7 @@ class Store:
 
     def want(self, kind: Kind, project: str, *, again: bool = True, delay_s: float = 0.0) -> None:
         """Ask for a project's `cluster`, `sync`, `companion` or `propagate`."""
-        with translated(), self.engine.begin() as connection:
+        with self.begin() as connection:
             self.ledger.want(connection, kind, [(project, project)], again=again, delay_s=delay_s)
 
     def video_status(
@@ -570,14 +565,14 @@ class Store:
         query = query.where(videos.c.id > after).order_by(videos.c.id).limit(limit)
         if states:
             query = query.where(shown[0].in_(states))
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             return [VideoStatus(*row) for row in connection.execute(query)]
 
     def video_counts(self, project: str) -> dict[str, int]:
         """Videos by the state that people see: 15 ms for 10,000."""
         state = _shown()[0]
         query = _progress_query(project, state, func.count()).group_by("shown")
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
     def _delete_videos(self, connection: Connection, project: str, gone: Mapping[int, int]) -> None:
@@ -601,7 +596,7 @@ class Store:
 
     def _videos(self, condition: Any) -> list[StoredVideo]:
         columns = [videos.c[name] for name in StoredVideo.__dataclass_fields__]
-        with translated(), self._reader.connect() as connection:
+        with self.read() as connection:
             rows = connection.execute(select(*columns).where(condition).order_by(videos.c.id)).mappings().all()
         return [
             StoredVideo(**{**row, "data": json.loads(row["data"]), "fps": row["fps"] and Fraction(row["fps"])})

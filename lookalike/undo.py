@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from lookalike.folder import check_there
-from lookalike.labels import Proposal, Run, find_run
+from lookalike.labels import Proposal, Run
+from lookalike.runs import find_run
 from lookalike.settings import Settings
 from lookalike.store import Store, open_store
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lookalike.errors import SetupError
-from lookalike.labels import Companion, LabelRow, Proposal, difference
+from lookalike.labels import Companion, LabelRow, Proposal
 from lookalike.ledger import ClaimLost
 from lookalike.records import keyframe_id
 from lookalike.schema import work
@@ -130,7 +129,7 @@ def test_running__keeps_nothing_once_the_claim_is_lost(store: Store, videos: lis
     claim = store.ledger.claim(row.id, "w", lease_s=0, max_crashes=3)
     assert store.ledger.claim(row.id, "other", lease_s=60, max_crashes=3) is not None
     assert claim is not None
-    with pytest.raises(ClaimLost), store.labels.running(claim) as connection:
+    with pytest.raises(ClaimLost), store.ledger.running(claim) as connection:
         store.labels.put_run(connection, PROJECT, [proposed(keyframe_id(videos[0], 1), "Cat")], {})
     assert store.labels.proposals(PROJECT) == []
 
@@ -193,35 +192,6 @@ def test_put_sent__what_went_out_many_at_once_is_delivered(store: Store, videos:
         assert {p.video for p in found.values()} == there
         assert all(p.delivered == p.digest for p in found.values())
         assert store.ledger.rows(work.c.kind == "deliver") == []
-
-
-def test_difference__is_what_lies_between_whatever_came_between(store: Store, videos: list[int]) -> None:
-    a, b = keyframe_id(videos[0], 1), keyframe_id(videos[1], 1)
-    first = run(store, [proposed(a, "Cat"), proposed(b, "Cat")])
-    second = run(store, [proposed(a, "Dog")])
-    third = run(store, [proposed(a, "Cat")])
-
-    def between(old: int, new: int) -> list[tuple[int, tuple[str, ...], tuple[str, ...]]]:
-        return [(c.keyframe, c.before, c.after) for c in difference(store, old, new).changes]
-
-    assert between(first.id, second.id) == [(a, ("Cat",), ("Dog",)), (b, ("Cat",), ())]
-    assert between(first.id, third.id) == [(b, ("Cat",), ())]
-    assert between(third.id, first.id) == [(b, (), ("Cat",))]
-    assert between(second.id, second.id) == []
-
-
-def test_difference__of_runs_that_have_nothing_to_do_with_each_other(store: Store, videos: list[int]) -> None:
-    made = run(store, [proposed(keyframe_id(videos[0], 1), "Cat")])
-    with pytest.raises(SetupError, match="there is no run 99; 'lookalike runs' shows the last ones"):
-        difference(store, made.id, 99)
-    store.put_project(Project("8.2026", 8, "Dogs", "<View/>"))
-    store.add_videos("8.2026", [(1, "/data/1.mp4", {})])
-    keyframe = keyframe_id(store.videos("8.2026")[0].id, 1)
-    with store.labels.begin() as connection:
-        other = store.labels.put_run(connection, "8.2026", [proposed(keyframe, "Dog")], {})
-    assert other is not None
-    with pytest.raises(SetupError, match=f"run {made.id} is of project {PROJECT}, run {other.id} of project 8.2026"):
-        difference(store, made.id, other.id)
 
 
 def test_keyframe_tasks__near_duplicates_share_a_task_whenever_they_come(store: Store, videos: list[int]) -> None:

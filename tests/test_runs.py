@@ -94,6 +94,16 @@ def test_runs__unknown_ones_say_so(store: Store, tmp_path: Path) -> None:
         assert said in str(found.exception)
 
 
+def test_runs__of_two_projects_have_no_difference(store: Store, tmp_path: Path) -> None:
+    store.put_project(Project("8.2026", 8, "Dogs", "<View/>"))
+    store.add_videos("8.2026", [(1, "/data/1.mp4", {})])
+    dog = Proposal(keyframe_id(store.videos("8.2026")[0].id, 1), "Dog", 0.97, (), "proposed")
+    with store.labels.begin() as connection:
+        store.labels.put_run(connection, "8.2026", [dog], {})
+    found = CliRunner().invoke(commands, ["runs", "--data-dir", str(tmp_path), "--diff", "1", "4"])
+    assert str(found.exception) == f"run 1 is of project {PROJECT}, run 4 of project 8.2026"
+
+
 @pytest.mark.parametrize(("seconds", "shown"), [(1, "just now"), (90, "2 min ago"), (9e4, "1 d ago")])
 def test_ago(seconds: float, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1e9)

@@ -492,7 +492,7 @@ def _propagate(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> 
     graph = _graph(place, project.uid, knowledge)
     proposals, _, _ = loop.guess(store, settings, project.uid, config, knowledge, graph)
     said = {keyframe: word.categories for keyframe, word in knowledge.agreed.items()}
-    with store.labels.running(claim) as connection:
+    with store.ledger.running(claim) as connection:
         run = store.labels.put_run(connection, project.uid, proposals, said)
     stage("showing")
     named = loop.name(store, project.uid, config, knowledge)
@@ -509,7 +509,7 @@ def _propagate(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> 
     if pictures:
         return _follow_up(place, claim, run)
     bodies = compose(store, config, _renamed(place, claim, named), knowledge.grouped, version, named)
-    with store.labels.running(claim) as connection:
+    with store.ledger.running(claim) as connection:
         store.put_predictions(connection, project.uid, bodies)
     place.named = (claim, named)
     _follow_up(place, claim, run)
