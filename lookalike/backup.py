@@ -26,7 +26,8 @@ from typing import IO, Any
 import click
 
 from lookalike import __version__
-from lookalike.errors import SettingsError, SetupError
+from lookalike.errors import SetupError
+from lookalike.folder import check_there
 from lookalike.records import Json
 from lookalike.settings import Settings
 from lookalike.tables import load, snapshot
@@ -48,10 +49,7 @@ _TABLE = re.compile(r"tables/(\w{1,60})\.jsonl\.gz")
 def command(file: Path, data_dir: Path | None) -> None:
     """Write the ledger and the keyframe pictures into one archive. Nothing needs to be stopped."""
     settings = Settings.from_environment(data_dir=data_dir)
-    if not settings.store_url and not (settings.data_dir / "ledger.sqlite3").exists():
-        raise SettingsError(
-            f"there is no ledger in {settings.data_dir}; name the folder that `lookalike up` uses by --data-dir"
-        )
+    check_there(settings)
     manifest = write_archive(settings, file)
     click.echo(f"{file}: {described(manifest)}, {file.stat().st_size / 1e6:.1f} MB")
 

@@ -12,10 +12,10 @@ from lookalike.settings import Settings
 
 
 def check_there(settings: Settings) -> None:
-    """For what only looks: raises SettingsError where there is neither a data folder nor a ledger elsewhere."""
-    if not settings.store_url and not settings.data_dir.is_dir():
+    """For what needs a ledger that is there: raises SettingsError where there is none, and makes nothing."""
+    if not settings.store_url and not settings.ledger_path.exists():
         raise SettingsError(
-            f"there is no {settings.data_dir} yet; name the folder that `lookalike up` uses by --data-dir"
+            f"there is no ledger in {settings.data_dir}; name the folder that `lookalike up` uses by --data-dir"
         )
 
 

@@ -206,4 +206,4 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise QueueError(f"the queue server does not answer: {error}") from error
+        raise QueueError(f"the queue server does not answer: {str(error).rstrip('.')}") from error

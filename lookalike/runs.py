@@ -20,6 +20,8 @@ from lookalike.records import Json, split_keyframe_id
 from lookalike.settings import Settings
 from lookalike.store import Store, open_store
 
+#: said where no project is served yet
+NO_PROJECT = "no project yet: connect one to the ML backend in Label Studio, under Settings, Model"
 #: tasks that a line names; --json names all
 _TASKS = 10
 
@@ -72,7 +74,7 @@ def command(
                 for project in projects
             ]
             report = {"projects": rows}
-            lines = []
+            lines = [] if rows else [NO_PROJECT]
             for row in rows:
                 lines.append(f"project {row['project']} {row['title']!r}:" + ("" if row["runs"] else " no run yet"))
                 lines += [f"  {tell(one)}" for one in row["runs"]]

@@ -201,7 +201,12 @@ class Settings:
 
     @property
     def sqlalchemy_url(self) -> str:
-        return self.store_url or f"sqlite:///{self.data_dir.resolve() / 'ledger.sqlite3'}"
+        return self.store_url or f"sqlite:///{self.ledger_path.resolve()}"
+
+    @property
+    def ledger_path(self) -> Path:
+        """Where the ledger lies, if it is SQLite's."""
+        return self.data_dir / "ledger.sqlite3"
 
     @property
     def backend_url(self) -> str:

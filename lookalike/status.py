@@ -12,7 +12,7 @@ import click
 
 from lookalike.folder import check_there
 from lookalike.records import Json
-from lookalike.runs import ago, facts, tell
+from lookalike.runs import NO_PROJECT, ago, facts, tell
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
 
@@ -33,7 +33,7 @@ def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
         click.echo(json.dumps({"projects": report}))
         return
     if not report:
-        click.echo("no project yet: connect one to the ML backend in Label Studio, under Settings, Model")
+        click.echo(NO_PROJECT)
     for row in report:
         states = ", ".join(f"{count} {state}" for state, count in sorted(row["videos"].items())) or "no videos"
         click.echo(f"project {row['project']} {row['title']!r}: {states}")

@@ -29,12 +29,14 @@ def test_locked__a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("status", "doctor", "sign-in", "runs", "undo 5", "keyframes --project 7"),
-        *("similar --project 7 --category Car", "evaluate --project 7"),
+        *("status", "runs", "runs 3", "undo 3", "keyframes --project 1", "backup x.tar", "sign-in", "doctor"),
+        *("similar --project 1 --category Car", "evaluate --project 1"),
     ],
 )
-def test_commands_that_only_look__make_no_folder(tmp_path: Path, command: str) -> None:
-    folder = tmp_path / "nowhere"
-    with pytest.raises(SettingsError, match=r"there is no .*nowhere yet; name the folder"):
-        CliRunner().invoke(commands, [*command.split(), "--data-dir", str(folder)], catch_exceptions=False)
-    assert not folder.exists()
+def test_check_there__what_needs_a_ledger_makes_none(command: str, tmp_path: Path) -> None:
+    said = r"there is no ledger in .*nowhere; name the folder that `lookalike up` uses by --data-dir"
+    with pytest.raises(SettingsError, match=said):
+        CliRunner().invoke(
+            commands, [*command.split(), "--data-dir", str(tmp_path / "nowhere")], catch_exceptions=False
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -84,6 +84,11 @@ def test_runs__of_a_deleted_video_still_count(store: Store, tmp_path: Path) -> N
     assert "  nothing -> Dog: 1 keyframe" in runs(tmp_path, "2").splitlines()
 
 
+def test_runs__of_no_project(tmp_path: Path) -> None:
+    open_store(Settings(data_dir=tmp_path).sqlalchemy_url).close()
+    assert runs(tmp_path).startswith("no project yet: connect one")
+
+
 def test_runs__unknown_ones_say_so(store: Store, tmp_path: Path) -> None:
     for arguments, said in (
         (["9"], "there is no run 9; 'lookalike runs' shows the last ones"),

@@ -80,6 +80,7 @@ def test_address__only_on_loopback_and_with_an_account(tmp_path: Path, store: St
 
 def test_command__prints_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOKALIKE_LABEL_STUDIO_TOKEN", "t" * 40)
+    open_store(Settings(data_dir=tmp_path).sqlalchemy_url).close()
     done = CliRunner().invoke(command, ["--data-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("http://127.0.0.1:9090/login/")
