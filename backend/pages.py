@@ -190,6 +190,7 @@ def _overview(project: Project) -> dict[str, Any]:
     total, settled = sum(counts.values()), sum(counts.get(state, 0) for state in _SETTLED)
     waiting = sum(counts.get(state, 0) for state in _BEFORE_EMBEDDED)
     pace = here.views.pace(project.uid, _PACE_S) if waiting else 0.0
+    held = [state for state in counts if state not in (*_RUNNING, "delivered", "nothing to show yet", "failed")]
     runs = here.views.runs(project.uid, _RUNS)
     companion = store.labels.companion(project.uid)
     return {
@@ -201,7 +202,10 @@ def _overview(project: Project) -> dict[str, Any]:
         "left_s": waiting / pace if pace else 0.0,
         "failed": store.video_status(project.uid, _FAILED, states=("failed",)) if counts.get("failed") else [],
         "failures": counts.get("failed", 0),
-        "busy": store.video_status(project.uid, _BUSY, states=_RUNNING),
+        "busy": [
+            *store.video_status(project.uid, _BUSY, states=_RUNNING),
+            *(store.video_status(project.uid, _BUSY, states=held, told=True) if held else []),
+        ],
         "troubles": store.ledger.troubles(project.uid),
         "coverage": here.views.coverage(project.uid),
         "promise": here.settings.promise,

@@ -368,10 +368,14 @@ def blueprint() -> Blueprint:
         project = pages.project_of(label_studio_id)
         body, here = _body(), pages.services()
         name, board = _text(body, "category"), _board(boards, project)
+        known = here.store.edits.counts(project.uid).get(name, edits.Counts()).labelled
+        like = _keyframes(body, "like", none=True, most=_MOST_EXAMPLES)
+        if not (known or like):
+            raise RequestError(f"nobody has labelled a keyframe {name} yet; label some first")
         wanted = Wanted(
             _optional(body, "top") or MOST,
-            name if here.store.edits.counts(project.uid).get(name, edits.Counts()).labelled else "",
-            tuple(_keyframes(body, "like", none=True, most=_MOST_EXAMPLES)),
+            name if known else "",
+            tuple(like),
             tuple(_keyframes(body, "unlike", none=True, most=_MOST_EXAMPLES)),
             clusters=tuple(sorted(set(range(-1, len(board.grouped.centroids))) - board.grouped.junk)),
             labelled=False,

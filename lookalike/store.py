@@ -557,14 +557,23 @@ class Store(Part):
             self.ledger.want(connection, kind, [(project, project)], again=again, delay_s=delay_s)
 
     def video_status(
-        self, project: str | None = None, limit: int = 100_000, *, states: Sequence[str] = (), after: int = 0
+        self,
+        project: str | None = None,
+        limit: int = 100_000,
+        *,
+        states: Sequence[str] = (),
+        after: int = 0,
+        told: bool = False,
     ) -> list[VideoStatus]:
-        """Where each video is, by id; of some `states` only, or of videos whose ids are above `after`."""
+        """Where each video is, by id; of some `states` only, of videos whose ids are above `after`, or of those of
+        which there is something to tell (`told`: why they wait, or failed)."""
         shown = _shown()
         query = _progress_query(project, videos.c.id, videos.c.task, videos.c.url, *shown)
         query = query.where(videos.c.id > after).order_by(videos.c.id).limit(limit)
         if states:
             query = query.where(shown[0].in_(states))
+        if told:
+            query = query.where(shown[1] != "")
         with self.read() as connection:
             return [VideoStatus(*row) for row in connection.execute(query)]
 

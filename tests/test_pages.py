@@ -122,6 +122,29 @@ def test_project__tells_how_far_it_is_and_what_failed(app: Flask, client: FlaskC
     assert "1 tried again" in client.get("/projects/7", headers=PAGE).text
 
 
+def test_project__next_step_while_there_is_nothing_to_label(
+    app: Flask, client: FlaskClient, studio: FakeStudio
+) -> None:
+    studio.add_project(7, label_config())
+    store, uid = app.extensions["lookalike"].store, wire.project_uid(7, CREATED_AT)
+    store.put_project(Project(uid, 7, "Streets", label_config()))
+
+    def next_step() -> str:
+        text = client.get("/projects/7", headers=PAGE).text
+        return text.split("Next step</h2>", 1)[1].split("</section>", 1)[0]
+
+    assert f'href="{studio.url}/projects/7/data/import"' in next_step()
+    assert "No videos yet" in client.get("/projects/7/videos", headers=PAGE).text
+    store.add_videos(uid, [(1, "https://host.example/a.mp4", {})])
+    assert "on their way" in next_step()
+    [video] = store.videos(uid)
+    store.ledger.later(claim(store, "video", str(video.id)), "host.example does not answer", delay_s=0)
+    assert "host.example does not answer" in client.get("/projects/7", headers=PAGE).text
+    store.ledger.fail(claim(store, "video", str(video.id)), "a.mp4 is no video")
+    assert "Mend what the list says" in next_step()
+    assert "0 of 1 videos done" in client.get("/projects/7", headers=PAGE).text
+
+
 def test_project__runs_are_undone_from_the_page(app: Flask, client: FlaskClient, studio: FakeStudio) -> None:
     gallery = fill(app, studio)
     store, uid = app.extensions["lookalike"].store, gallery.project.uid

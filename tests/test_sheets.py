@@ -360,7 +360,8 @@ def test_ranking__is_what_nobody_has_labelled_most_alike_first(
     done(client, "/edits", {"kind": "junk", "number": 2})
     rest = done(client, "/ranking", {"category": "Car", "like": [], "unlike": []})["keyframes"]
     assert not set(rest) & (set(cars[:4]) | members(app, 2))
-    assert post(client, "/ranking", {"category": "Bicycle", "like": [], "unlike": []}).status_code == 400
+    refused = post(client, "/ranking", {"category": "Bicycle", "like": [], "unlike": []}).get_json()
+    assert refused["error"]["message"] == "nobody has labelled a keyframe Bicycle yet; label some first"
 
 
 def test_proposal__of_a_person_is_kept_for_the_workers(app: Flask, client: FlaskClient, gallery: Gallery) -> None:

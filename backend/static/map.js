@@ -11,6 +11,7 @@ addEventListener("DOMContentLoaded", () => {
   const outline = plane.querySelector("path");
   const card = plane.querySelector(".hover");
   const waiting = plane.querySelector(".waiting");
+  const tools = plane.querySelector(".tools");
   const keys = map.querySelector(".keys");
   const lasso = plane.querySelector("[data-lasso]");
   const below = document.getElementById("chosen");
@@ -405,6 +406,7 @@ addEventListener("DOMContentLoaded", () => {
       category: take(Int16Array, 1), confidence: take(Uint8Array, 1),
     };
     chosen = null;
+    canvas.hidden = tools.hidden = false; // before there are points a canvas is a black hole
     fileAway();
     look();
     map.dataset.points = points.n;
@@ -419,7 +421,7 @@ addEventListener("DOMContentLoaded", () => {
     if (!state) return setTimeout(follow, 5000);
     if (state.drawn && (!points || state.fresh && points.n !== state.keyframes)) await load();
     waiting.classList.toggle("note", Boolean(points));
-    if (!state.keyframes) waiting.textContent = "No keyframes yet. The map is drawn when the first videos are done.";
+    if (!state.keyframes) waiting.textContent = "There are no keyframes yet. The map is drawn when the first videos are done; the overview shows how far those are.";
     else if (state.fresh) waiting.textContent = "";
     else if (state.state === "failed") {
       const button = document.createElement("button");
@@ -431,7 +433,7 @@ addEventListener("DOMContentLoaded", () => {
       }, {once: true});
       waiting.replaceChildren(`${state.error} `, button);
       return undefined;
-    } else waiting.textContent = points ? "The map is being drawn anew, with newer keyframes; it changes here by itself …" : `The map is drawn when somebody looks. This one, of ${state.keyframes} keyframes, appears here by itself, after the videos that are at work before it …`;
+    } else waiting.textContent = points ? "The map is being drawn anew, with newer keyframes; it changes here by itself …" : `The map of ${state.keyframes} keyframes is being drawn; it appears here by itself, after the videos that are at work before it …`;
     return setTimeout(follow, state.fresh ? 30000 : 2000);
   }
 

@@ -45,7 +45,7 @@ window.Lookalike = (() => {
     const body = await answer.json().catch(() => ({}));
     if (!answer.ok) {
       const said = body.error?.message || `The server answered ${answer.status}.`;
-      const sentence = answer.status === 401 ? "You are signed out; load the page anew." : said;
+      const sentence = answer.status === 401 ? "You are signed out; load the page anew." : said[0].toUpperCase() + said.slice(1);
       complain(sentence);
       throw new Error(sentence);
     }
