@@ -12,7 +12,7 @@ from flask import Flask
 from lookalike.errors import SetupError
 from lookalike.label_studio import LabelStudio
 from lookalike.settings import Settings
-from tests.services import free_port
+from tests.services import LABEL_STUDIO, free_port
 from tests.studio import TOKEN, running_studio, served
 from workers import demo, keyframes
 
@@ -136,6 +136,13 @@ def test_sample_clips__fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(keyframes.probe(clip).frame_count > 100 for clip in clips)
     monkeypatch.setattr("workers.demo.subprocess", None)  # a second call starts nothing
     assert demo.sample_clips(tmp_path / "clips") == clips
+
+
+@pytest.mark.skipif(not LABEL_STUDIO.exists(), reason="needs a Label Studio")
+def test_studio_clips__one_comes_with_label_studio(tmp_path: Path) -> None:
+    [clip] = demo.studio_clips(LABEL_STUDIO)
+    assert keyframes.probe(clip).frame_count > 1000
+    assert demo.studio_clips(tmp_path / "bin" / "label-studio") == []
 
 
 def test_sample_clips__no_index_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

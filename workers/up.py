@@ -94,7 +94,7 @@ def command(
         if not settings.store_url:
             store.ledger.release()  # the ledger is ours alone, so whoever held something died with its `up`
         try:
-            found = _clips(settings, clips) if with_demo else []
+            found = _clips(settings, clips, label_studio_bin) if with_demo else []
         except SetupError:
             if stopping():  # Ctrl-C ended the pip that fetches them, too
                 _say("stopping …")
@@ -315,8 +315,10 @@ def _is_working(queue: Queue, service: Service) -> bool:
     return service.identity in queue.workers()
 
 
-def _clips(settings: Settings, folder: Path | None) -> list[Path]:
-    return demo.find_clips(folder) if folder else demo.sample_clips(settings.data_dir / "clips")
+def _clips(settings: Settings, folder: Path | None, label_studio_bin: Path) -> list[Path]:
+    if folder:
+        return demo.find_clips(folder)
+    return [*demo.sample_clips(settings.data_dir / "clips"), *demo.studio_clips(label_studio_bin)]
 
 
 def _ports(text: str) -> tuple[int, int]:

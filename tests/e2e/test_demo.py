@@ -102,6 +102,7 @@ def test_demo__every_clip_has_one_prediction_that_covers_its_timeline(demo: Demo
     assert sorted(Path(task["data"]["video"]).name.split("-", 1)[1] for task in tasks) == [
         "bigbuckbunny.mp4",
         "bikes.mp4",
+        "opossum_snow.mp4",
     ]
     for task in tasks:
         predictions = demo.studio.predictions(task["id"])
