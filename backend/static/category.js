@@ -59,7 +59,9 @@ addEventListener("DOMContentLoaded", () => {
 
   async function show(middle) {
     place = Math.max(0, Math.min(middle - SHEET / 2, ranked.length - SHEET));
-    at("sheet").innerHTML = await tiles(ranked.slice(place, place + SHEET)); // our own server's template
+    at("sheet").setAttribute("aria-busy", "true"); // nobody answers for what is not there yet
+    at("sheet").innerHTML = await tiles(ranked.slice(place, place + SHEET)).catch(() => ""); // our own server's template
+    at("sheet").removeAttribute("aria-busy");
     for (const tile of at("sheet").querySelectorAll("[role]")) {
       tile.removeAttribute("role");
       tile.removeAttribute("aria-selected");
@@ -75,8 +77,8 @@ addEventListener("DOMContentLoaded", () => {
     middle = high < ranked.length || farther >= high ? (low + high) >> 1 : farther;
     slider.value = middle;
     const left = Math.max(1, Math.ceil(Math.log2((Math.min(high, 2 * middle) - low) / (SHEET / 2))));
-    at("question").textContent = `Are all of these ${name}? Question ${asked + 1}, about ${left} to go.`;
     await show(middle);
+    at("question").textContent = `Are all of these ${name}? Question ${asked + 1}, about ${left} to go.`;
     at("yes").focus();
   }
 
@@ -94,7 +96,7 @@ addEventListener("DOMContentLoaded", () => {
   }
 
   async function answer(yes) {
-    if (panel.hidden || at("yes").hidden) return;
+    if (panel.hidden || at("yes").hidden || at("sheet").hasAttribute("aria-busy")) return;
     asked += 1;
     if (yes) low = Math.min(place + SHEET, ranked.length);
     else high = place;

@@ -7,14 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-import requests
 
 from lookalike import wire
 from lookalike.labels import Companion
@@ -23,9 +21,9 @@ from lookalike.settings import Settings
 from lookalike.sign_in import SignIns, address
 from lookalike.store import Project, Store, open_store
 from tests.gallery import Gallery, claim, label_config, seed
-from tests.services import LabelStudioServer, free_port
+from tests.services import LabelStudioServer, free_port, wait_until_up
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 CATEGORIES = ("Car", HOSTILE, "Bicycle")
@@ -88,21 +86,15 @@ def site(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
     environment = os.environ | settings.to_environment()
     backend = subprocess.Popen([sys.executable, "-m", "backend.serve"], env=environment)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                requests.get(f"http://127.0.0.1:{settings.port}/health", timeout=1)
-                break
-            except requests.RequestException:
-                assert backend.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+        wait_until_up(f"http://127.0.0.1:{settings.port}/health", backend)
         with sync_api.sync_playwright() as playwright:
             browser = playwright.chromium.launch(
                 executable_path=chromium,
                 args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
             )
-            site = Site(settings, store, gallery, project.label_studio_id, browser.new_context())
+            context = browser.new_context()
+            context.set_default_timeout(60_000)
+            site = Site(settings, store, gallery, project.label_studio_id, context)
             first = site.open(address(settings, SignIns(data_dir, store.engine)))
             assert first.url == f"{site.url}/projects"
             first.close()
@@ -110,7 +102,7 @@ def site(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
             browser.close()
     finally:
         backend.terminate()
-        backend.wait(30)
+        backend.wait(60)
         store.close()
 
 
@@ -165,8 +157,12 @@ def test_theme__is_chosen_by_hand_and_kept(quiet: Site) -> None:
 
 
 def test_messages__go_by_themselves_but_what_went_wrong_stays(quiet: Site) -> None:
-    page = quiet.open(quiet.base)
-    page.clock.install()
+    signed_in = quiet.context.storage_state()
+    context = quiet.context.browser.new_context(storage_state=signed_in)  # all its pages have one clock
+    page = context.new_page()
+    page.goto(quiet.base)
+    page.clock.install(time=0)
+    page.clock.pause_at(1_000)  # else time goes on by itself, too
     lines = page.locator("#say p")
     page.evaluate("Lookalike.say('3 labelled')")
     page.clock.run_for(5_000)
@@ -182,17 +178,17 @@ def test_messages__go_by_themselves_but_what_went_wrong_stays(quiet: Site) -> No
     assert lines.count() == 1
     page.get_by_role("button", name="Dismiss").click()
     assert lines.count() == 0
-    page.close()
+    context.close()
 
 
 def test_project__follows_what_happens(quiet: Site) -> None:
     page = quiet.open(quiet.base)
     uid = quiet.gallery.project.uid
     quiet.store.add_videos(uid, [(900, "/data/upload/1/0123abcd-bridge.mkv", {})])
-    page.get_by_text("1 queued").wait_for(timeout=15_000)
+    page.get_by_text("1 queued").wait_for(timeout=60_000)
     video = next(video.id for video in quiet.store.videos(uid) if video.task == 900)
     quiet.store.ledger.fail(claim(quiet.store, "video", str(video)), "bridge.mkv is no video; convert it")
-    page.get_by_text("bridge.mkv is no video; convert it").wait_for(timeout=15_000)
+    page.get_by_text("bridge.mkv is no video; convert it").wait_for(timeout=60_000)
     page.get_by_role("button", name="Try bridge.mkv again").click()
     page.get_by_text("1 tried again").wait_for()
     quiet.store.delete_videos(uid, [900])

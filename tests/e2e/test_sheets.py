@@ -25,10 +25,10 @@ from lookalike.store import Project, open_store
 from tests.e2e import loops
 from tests.e2e.loops import CATEGORIES, Loop
 from tests.gallery import Gallery, seed
-from tests.services import LabelStudioServer, free_port
+from tests.services import LabelStudioServer, free_port, wait_until_up
 from workers import jobs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 HOSTILE = '"><img src=x onerror=alert(1)>'
 
@@ -142,10 +142,11 @@ def desk(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
         )
         url = f"http://127.0.0.1:{settings.port}"
         try:
-            _until(lambda: _is_up(url), 60)
+            wait_until_up(f"{url}/health", backend)
             with sync_api.sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
                 page = browser.new_page(viewport={"width": 1920, "height": 1080})
+                page.set_default_timeout(60_000)
                 problems: list[str] = []
                 page.on("console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None)
                 page.on("pageerror", lambda error: problems.append(str(error)))
@@ -158,7 +159,7 @@ def desk(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
         finally:
             jobs._workplace = None
             backend.terminate()
-            backend.wait(30)
+            backend.wait(60)
 
 
 @pytest.fixture(autouse=True)
@@ -222,12 +223,12 @@ def test_clusters__merged_shows_a_hundred_thumbnails(desk: Desk) -> None:
     assert len(desk.clusters()) == 1
     page.set_viewport_size({"width": 1920, "height": 2800})
     page.locator(".cluster h2 a").click()
-    page.wait_for_load_state("networkidle")
+    page.wait_for_url("**/clusters/*")
     on_screen = """[...document.querySelectorAll(".tile img")].filter((picture) => {
         const box = picture.getBoundingClientRect();
         return picture.complete && picture.naturalWidth > 0 && box.bottom > 0 && box.top < innerHeight;
     }).length"""
-    assert page.evaluate(on_screen) >= 100
+    _until(lambda: page.evaluate(on_screen) >= 100)
     page.locator(".tile").last.scroll_into_view_if_needed()
     _until(lambda: len(desk.tiles()) == 200)
     page.set_viewport_size({"width": 1920, "height": 1080})
@@ -486,15 +487,8 @@ def test_pages__nobody_else_gets_in(desk: Desk) -> None:
     assert desk.page.request.get(f"{desk.base}/category?name={quote(HOSTILE)}").status == 404
 
 
-def _until(condition: Callable[[], bool], within_s: float = 30) -> None:
-    until = time.monotonic() + within_s
+def _until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
     while not condition():  # not in the page: its policy lets nobody evaluate text there
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.05)
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return requests.get(f"{url}/health", timeout=2).ok
-    except requests.RequestException:
-        return False
