@@ -142,8 +142,8 @@ def free_port() -> int:
 
 def wait_until_up(url: str, process: subprocess.Popen[Any], said: Callable[[], str] = str) -> None:
     """Until the process answers at this address, and not that it is not ready. said: what it has to say where it ends
-    instead, or takes two minutes."""
-    until = time.monotonic() + 120
+    instead, or takes four minutes."""
+    until = time.monotonic() + 240
     while True:
         with contextlib.suppress(requests.RequestException):
             if requests.get(url, timeout=5).status_code < 500:

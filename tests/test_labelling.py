@@ -19,6 +19,7 @@ from lookalike.label_studio import LabelStudio
 from lookalike.labels import Companion
 from lookalike.records import keyframe_id
 from lookalike.store import Project, Store, open_store
+from tests.e2e.loops import busy
 from tests.services import LabelStudioServer
 from workers.companion import label_config
 from workers.readings import Listings, read_labels
@@ -226,7 +227,7 @@ def test_label__takes_milliseconds_per_keyframe(desk: Desk) -> None:
     assert desk.undo(edit).done == 200
     undone = time.monotonic() - began
     print(f"{written * 5:.1f} ms per keyframe written, {undone * 5:.1f} ms taken back, 200 at a time")
-    assert written < 20, "one by one it would be 30 s and more"
+    assert written < busy(20), "one by one it would be 30 s and more"
 
 
 def test_place__pictures_are_labelled_where_they_are(label_studio_server: LabelStudioServer, tmp_path: Path) -> None:

@@ -42,9 +42,12 @@ def test_command__nothing_worked_is_status_1(tmp_path: Path) -> None:
 
 def test_command__ctrl_c_stops_at_once_and_leaves_no_process(tmp_path: Path) -> None:
     make_clip(tmp_path / "long.mp4", [Scene(3000, seed=1, motion=2)], options={"preset": "ultrafast"})
-    out = tmp_path / "out"
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    clips.mkdir()
+    for n in range(50):  # more than it can be done with before it is stopped
+        (clips / f"{n}.mp4").hardlink_to(tmp_path / "long.mp4")
     process = subprocess.Popen(
-        [sys.executable, "-m", "lookalike.cli", "prelabel", tmp_path / "long.mp4", "--out", out],
+        [sys.executable, "-m", "lookalike.cli", "prelabel", clips, "--out", out],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

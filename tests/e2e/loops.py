@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Loop:
         assert found is not None
         return found
 
-    def work(self, *kinds: str, until_s: float = 120, may_fail: str = "") -> None:
+    def work(self, *kinds: str, until_s: float = 300, may_fail: str = "") -> None:
         """Do what is due (of some kinds, or all) until nothing is, put-off work included.
 
         Work of the kind `may_fail` may be set aside.
@@ -218,6 +219,11 @@ def worked_on(
             yield found
         finally:
             jobs._workplace = None
+
+
+def busy(seconds: float) -> float:
+    """How long that may take here which takes so long on a machine that nobody else uses."""
+    return seconds * max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def clip(path: Path, pictures: list[Path]) -> None:
