@@ -145,9 +145,11 @@ class TestAtOnce:
         videos = add(store, *range(1, 9))
         for video in videos:
             finish_video(store, video)
+        # SQLite has one writer at a time, for whom the others wait in no order, and 20 s at most
+        rounds = 40 if store.engine.dialect.name == "postgresql" else 5
 
         def again(act: Any) -> None:
-            for _ in range(15):
+            for _ in range(rounds):
                 with contextlib.suppress(ClaimLost, AssertionError, ValueError):  # another was quicker, or it is gone
                     act()
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
 from lookalike import wire
 from lookalike.companion import ask
@@ -25,11 +24,11 @@ from lookalike.undo import undo
 from tests.e2e import loops
 from tests.e2e.loops import CATEGORIES, VERSION, Loop
 from tests.e2e.loops import VIDEOS as CONFIG
-from tests.services import LabelStudioServer, free_port
+from tests.services import LabelStudioServer, free_port, wait_until_up
 from workers import jobs
 from workers import loop as steps
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_loop__a_labelled_centroid_becomes_predictions_within_5_s(loop: Loop) ->
     seconds = time.monotonic() - began
     predicted = loop.predictions()
     print(f"{len(predicted)} predictions after {seconds:.2f} s")
-    assert seconds < 5
+    assert seconds < loops.busy(5)
     assert len(predicted) >= 20
     right = sum(loop.truth_of(tasks[task]) == category for task, category in predicted.items())
     assert right / len(predicted) >= 0.9
@@ -102,6 +101,7 @@ def test_loop__a_person_sees_the_tabs_and_the_link(
             args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"],
         )
         page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.set_default_timeout(60_000)
         page.goto(f"{url}/user/login/")
         page.fill("input[name=email]", label_studio_server.email)
         page.fill("input[name=password]", label_studio_server.password)
@@ -109,15 +109,14 @@ def test_loop__a_person_sees_the_tabs_and_the_link(
         page.wait_for_load_state()
         confirm = loop.tab("confirm Faces")
         page.goto(f"{url}/projects/{number}/data?tab={loop.companion.tabs['confirm Faces']}")
-        page.get_by_text("2 · Confirm: Faces").first.wait_for(timeout=60_000)
-        page.locator("img[src*='/data/upload/']").first.wait_for(timeout=30_000)
+        page.get_by_text("2 · Confirm: Faces").first.wait_for()
+        page.locator("img[src*='/data/upload/']").nth(min(4, len(confirm)) - 1).wait_for()
         page.screenshot(path=str(tmp_path / "confirm.png"))
-        assert page.locator("img[src*='/data/upload/']").count() >= min(4, len(confirm))
         page.goto(f"{url}/projects/{number}/data?task={confirm[0]}")
-        page.get_by_role("link", name=re.compile(r"clip\d\.mp4 at 0:0\d")).wait_for(timeout=60_000)
-        page.screenshot(path=str(tmp_path / "task.png"))
+        page.get_by_role("link", name=re.compile(r"clip\d\.mp4 at 0:0\d")).wait_for()
         for category in CATEGORIES:
-            assert page.locator("label", has_text=category).count() >= 1
+            page.locator("label", has_text=category).first.wait_for()
+        page.screenshot(path=str(tmp_path / "task.png"))
         browser.close()
 
 
@@ -353,9 +352,7 @@ def test_loop__by_itself_within_5_s_of_a_label(loop: Loop) -> None:
         stdout=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not _is_up(f"http://127.0.0.1:{port}/ready") and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_until_up(f"http://127.0.0.1:{port}/ready", process)
         time.sleep(6)  # what was asked for at its start is over
         assert process.poll() is None
         tasks = loop.tasks()
@@ -364,19 +361,13 @@ def test_loop__by_itself_within_5_s_of_a_label(loop: Loop) -> None:
             loop.label(task, loop.truth_of(tasks[task]))
         began = time.monotonic()
         found: dict[int, str] = {}
-        while len(found) < 20 and time.monotonic() - began < 20:
+        while len(found) < 20 and time.monotonic() - began < 120:
             time.sleep(0.1)
             found = loop.predictions()
-        print(f"{len(found)} predictions {time.monotonic() - began:.1f} s after the last label")
+        seconds = time.monotonic() - began
+        print(f"{len(found)} predictions {seconds:.1f} s after the last label")
         assert len(found) >= 20
-        assert time.monotonic() - began < 5
+        assert seconds < loops.busy(5)
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=2).status_code == 200
-    except requests.RequestException:
-        return False
+        assert process.wait(120) == 0

@@ -19,7 +19,7 @@ from tests.e2e.loops import CATEGORIES, IMAGES, Loop
 from tests.services import LabelStudioServer
 from workers import jobs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.e2e
 
 OTHER = ("second@example.com", "lookalike-test")
 

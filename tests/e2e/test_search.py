@@ -15,10 +15,10 @@ import pytest
 
 from tests.e2e import loops
 from tests.e2e.loops import CATEGORIES, Loop
-from tests.e2e.test_sheets import _is_up, _until
-from tests.services import LabelStudioServer
+from tests.e2e.test_sheets import _until
+from tests.services import LabelStudioServer, wait_until_up
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.e2e
 
 
 @dataclass
@@ -70,10 +70,11 @@ def desk(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
             stderr=subprocess.DEVNULL,
         )
         try:
-            _until(lambda: _is_up(f"http://127.0.0.1:{settings.port}"), 60)
+            wait_until_up(f"http://127.0.0.1:{settings.port}/health", backend)
             with sync_api.sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
                 page = browser.new_page(viewport={"width": 1280, "height": 900})
+                page.set_default_timeout(60_000)
                 page.goto(f"http://127.0.0.1:{settings.port}/login")
                 page.fill('input[name="token"]', label_studio_server.token)
                 page.press('input[name="token"]', "Enter")
@@ -87,7 +88,7 @@ def desk(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
                 browser.close()
         finally:
             backend.terminate()
-            backend.wait(30)
+            backend.wait(60)
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +190,7 @@ def test_search__a_tab_at_label_studio(desk: Desk) -> None:
     page.locator("#say p", has_text="The tab is being made").wait_for()
     desk.loop.work()
     link = page.get_by_role("link", name="“Similar to Faces” in Label Studio")
-    link.wait_for(timeout=30_000)
+    link.wait_for()
     [tab] = desk.loop.store.questions.tabs(desk.loop.uid)
     assert link.get_attribute("href").endswith(f"/projects/{desk.loop.companion.label_studio_id}/data?tab={tab.tab}")
     page.reload()
@@ -218,6 +219,7 @@ def test_editor__a_box_drawn_with_the_smart_tool_chooses_what_it_shows(
     task = next(number for number in tasks if number not in labelled)
     loop.studio.delete_predictions(loop.project, [task])  # so that nothing is chosen yet
     page = desk.page.context.browser.new_page()  # Label Studio's own pages do complain
+    page.set_default_timeout(60_000)
     page.goto(f"{label_studio_server.url}/user/login/")
     page.fill('input[name="email"]', label_studio_server.email)
     page.fill('input[name="password"]', label_studio_server.password)
@@ -227,7 +229,8 @@ def test_editor__a_box_drawn_with_the_smart_tool_chooses_what_it_shows(
     page.goto(f"{label_studio_server.url}/projects/{loop.project}/data?task={task}")
     right = loop.truth_of(tasks[task])
     wrong = next(category for category in CATEGORIES if category != right)
-    page.locator(".lsf-choice__item, .lsf-choices label", has_text=wrong).first.click(timeout=60_000)
+    page.locator(".lsf-choice__item, .lsf-choices label", has_text=wrong).first.click()
+    page.wait_for_function("Htx.annotationStore.selected.names.get('image').imageIsLoaded")
     page.locator(".lsf-toolbar .lsf-tool_smart").first.click()
     box = page.locator("canvas").first.bounding_box()
     page.mouse.move(box["x"] + 0.05 * box["width"], box["y"] + 0.05 * box["height"])
