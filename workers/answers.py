@@ -65,7 +65,7 @@ def read_file(path: Path, settings: Settings) -> Picture:
             path,
             0,
             Path(folder),
-            KeyframeOptions(width_px=settings.keyframe_width_px, max_pixels=settings.max_pixels),
+            KeyframeOptions.of(settings),
             timeout_s=min(_DECODE_WITHIN_S, settings.decode_timeout_s),
             memory_mb=settings.decode_memory_mb,
         )

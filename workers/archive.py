@@ -36,7 +36,6 @@ from lookalike.settings import Settings
 from workers import keyframes, media, sheet, stills
 from workers.embedders import Embedder, open_embedder
 from workers.inputs import Origin, embed_keyframes
-from workers.jobs import keyframe_options
 
 _LOOK_EVERY_S = 0.5
 
@@ -121,7 +120,7 @@ class Archive:
     def __init__(self, out: Path, settings: Settings, *, pictures: bool = False, embed: bool = True) -> None:
         """`pictures`: the files are pictures, each its own keyframe. `embed`: whether vectors are wanted too."""
         self.out, self.settings, self.pictures, self.embed = out, settings, pictures, embed
-        self.options = keyframe_options(settings)
+        self.options = keyframes.KeyframeOptions.of(settings)
         for name in ("keyframes", "thumbs", "videos"):
             try:
                 (out / name).mkdir(parents=True, exist_ok=True)

@@ -184,12 +184,14 @@ def _hard_cut_recall(cuts: ModuleType, clips: Sequence[Path], settings: Settings
         true = cuts.splice(clips, spliced, _CUT_SHOTS)
     except ValueError as error:
         return {"hard_cut_recall_fast": None, "hard_cut_recall_fast_reason": str(error)}
-    fast = keyframes.extract(spliced, 1, folder / "spliced", replace(jobs.keyframe_options(settings), mode="fast"))
+    fast = keyframes.extract(
+        spliced, 1, folder / "spliced", replace(keyframes.KeyframeOptions.of(settings), mode="fast")
+    )
     return {"hard_cut_recall_fast": round(cuts.recall(fast.cuts, true), 4)}
 
 
 def _extract(clips: Sequence[Path], out: Path, settings: Settings, mode: str) -> list[Extraction]:
-    options = jobs.keyframe_options(settings.with_(keyframe_mode=mode))
+    options = keyframes.KeyframeOptions.of(settings.with_(keyframe_mode=mode))
     return [keyframes.extract(clip, n + 1, out / str(n), options) for n, clip in enumerate(clips)]
 
 
@@ -211,7 +213,7 @@ def _job(embedder: Embedder, clips: Sequence[Path], settings: Settings, folder: 
         claim = _claim(store, row.id)
         clip, video = clips[int(claim.subject) - 1], int(claim.subject)
         out = folder / str(video)
-        options = jobs.keyframe_options(settings)
+        options = keyframes.KeyframeOptions.of(settings)
         extraction = timed("keyframes", partial(keyframes.extract, clip, video, out, options))
         embeddings = timed("embed", partial(inputs.embed_pictures, embedder, extraction.keyframes, out))
         timed("write", partial(store.put_extraction, claim, extraction, embeddings))

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lookalike import edits, wire
 from lookalike.errors import (
@@ -48,7 +47,7 @@ from lookalike.errors import (
     StoreError,
 )
 from lookalike.finder import Finder
-from lookalike.grouping import Choice, Fit, Tree, cut
+from lookalike.grouping import Choice, Fit, cut
 from lookalike.label_studio import LabelStudio
 from lookalike.labels import Run
 from lookalike.ledger import Claim, ClaimLost, Outcome, portions
@@ -57,7 +56,6 @@ from lookalike.maps import Map
 from lookalike.queue import Queue, redis_url
 from lookalike.records import (
     Clustering,
-    Embeddings,
     Extraction,
     Json,
     LabelConfig,
@@ -66,7 +64,19 @@ from lookalike.records import (
 )
 from lookalike.settings import Settings
 from lookalike.store import Project, Store, StoredVideo, open_store
-from workers import answers, clustering, display, keyframes, loop, media, readings, similar_tab, stills, timeline
+from workers import (
+    answers,
+    clustering,
+    display,
+    keyframes,
+    loop,
+    media,
+    readings,
+    regrouping,
+    similar_tab,
+    stills,
+    timeline,
+)
 from workers.inputs import Origin, embed_keyframes
 from workers.map import components, draw
 
@@ -76,9 +86,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lookalike.jobs")
 
-#: a project is clustered afresh when it has grown by this factor; in between, new keyframes join what is there
-_REFIT_GROWTH = 1.5
-_REFIT_GROWTH_AT_REST = 1.1
 #: for so long at a time a project is embedded again; then videos that have come in get their turn
 _EMBED_S = 20.0
 #: of how many files of a project it is looked whether their vectors, made elsewhere, are still those
@@ -267,7 +274,7 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
                 path,
                 video.id,
                 pictures,
-                keyframe_options(settings),
+                keyframes.KeyframeOptions.of(settings),
                 timeout_s=settings.decode_timeout_s,
                 memory_mb=settings.decode_memory_mb,
             )
@@ -318,12 +325,12 @@ def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
     taken = place.store.edits.numbers(project.uid)
     if known is not None:
         unsplit = np.isin(known[0].clusters, place.store.edits.undone_splits(project.uid))
-        known = edits.reserve(_without(known[0], unsplit), taken), known[1]
+        known = edits.reserve(regrouping.without(known[0], unsplit), taken), known[1]
     embeddings = place.store.load_embeddings(project.uid, model)
     choice, last = _choice(place, project.uid), place.store.fit(project.uid, model, with_tree=False)
     n, at_rest = len(embeddings.keyframe_ids), waiting == 0
     changed = model != before or (last.choice != choice if last else choice.k != settings.clusters)
-    outgrown = is_outgrown(known, n, at_rest=at_rest)
+    outgrown = regrouping.is_outgrown(known, n, at_rest=at_rest)
     # the same keyframes in another number of groups
     recounted = changed and not outgrown and last is not None and replace(last.choice, k=choice.k) == choice
     start, grown = known, None
@@ -334,7 +341,7 @@ def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
         grown, changed = last.tree, False
     elif (changed or outgrown) and choice.method == "ward":
         grown = clustering.tree(embeddings, choice.seed)
-    grouped, fitted = regroup(
+    grouped, fitted = regrouping.regroup(
         start,
         embeddings,
         at_rest=at_rest,
@@ -570,55 +577,6 @@ def _map(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
 # --- the steps, as the command line takes them too ---
 
 
-def keyframe_options(settings: Settings) -> keyframes.KeyframeOptions:
-    return keyframes.KeyframeOptions(
-        mode=settings.keyframe_mode,
-        share=settings.keyframe_share,
-        width_px=settings.keyframe_width_px,
-        max_pixels=settings.max_pixels,
-        max_duration_s=settings.max_duration_s,
-    )
-
-
-def regroup(
-    known: tuple[Clustering, int] | None,
-    embeddings: Embeddings,
-    *,
-    at_rest: bool,
-    k: int,
-    seed: int,
-    method: str = "pca-kmeans",
-    grown: Tree | None = None,
-    afresh: bool = False,
-    made: Sequence[edits.Edit] = (),
-) -> tuple[Clustering, int]:
-    """(clustering of all keyframes, keyframes at its last full fit).
-
-    New keyframes join the clusters that there are, so that `c0007` keeps its meaning; the whole is fitted afresh, and
-    numbered as before where it can be, once it has grown enough, or when asked to. `grown`: the tree of the embeddings
-    where there is one. `made`: what people did to the clusters, which is not in `known`, nor in what is returned; new
-    keyframes join the clusters as people see them.
-    """
-    n = len(embeddings.keyframe_ids)
-    if known is None:
-        return clustering.cluster(embeddings, k, seed, method, grown), n
-    before, fitted = known
-    if afresh or is_outgrown(known, n, at_rest=at_rest):
-        return clustering.renumber(before, clustering.cluster(embeddings, k, seed, method, grown)), n
-    old = np.isin(embeddings.keyframe_ids, before.keyframe_ids)
-    before = _without(before, ~np.isin(before.keyframe_ids, embeddings.keyframe_ids))
-    if old.all():
-        return before, fitted
-    seen = edits.apply(before, made)
-    extended = clustering.extend(seen, _subset(embeddings, old), _subset(embeddings, ~old), seed, method)
-    return edits.unedited(before, extended) if made else extended, fitted
-
-
-def is_outgrown(known: tuple[Clustering, int] | None, n: int, *, at_rest: bool) -> bool:
-    """Whether n keyframes are too many for the last full fit of a clustering."""
-    return known is None or n >= known[1] * (_REFIT_GROWTH_AT_REST if at_rest else _REFIT_GROWTH)
-
-
 def compose(
     store: Store,
     config: LabelConfig,
@@ -822,17 +780,3 @@ def _choice(place: Workplace, project: str) -> Choice:
     settings, asked = place.settings, place.store.edits.grouping(project)
     k = int(asked.text) if asked and settings.clustering != "hdbscan" else settings.clusters
     return Choice(settings.clustering, k, settings.seed)
-
-
-def _without(grouped: Clustering, gone: NDArray[np.bool_]) -> Clustering:
-    """The clustering without some keyframes; a cluster that loses its centroid gets the most similar member left."""
-    ids, clusters, similarity = grouped.keyframe_ids[~gone], grouped.clusters[~gone], grouped.similarity[~gone]
-    centroids = grouped.centroids.copy()
-    for number in np.flatnonzero(~np.isin(centroids, ids)):
-        members = np.flatnonzero(clusters == number)
-        centroids[number] = ids[members[similarity[members].argmax()]] if len(members) else -1
-    return Clustering(ids, clusters, centroids, similarity)
-
-
-def _subset(embeddings: Embeddings, chosen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Embeddings:
-    return Embeddings(embeddings.keyframe_ids[chosen], embeddings.vectors[chosen], embeddings.model)

@@ -18,7 +18,7 @@ from fractions import Fraction
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from lookalike.errors import MediaError
 from lookalike.records import Extraction, Keyframe, VideoFacts, keyframe_id
+from lookalike.settings import Settings
 from workers import shots
 from workers.album import Album
 from workers.pictures import Sampler, fingerprint, luma, sharpness, shown_size
@@ -67,6 +68,16 @@ class KeyframeOptions:
             raise ValueError(f"mode must be exact or fast, got {self.mode!r}")
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, got {self.share}")
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        return cls(
+            settings.keyframe_mode,
+            settings.keyframe_share,
+            settings.keyframe_width_px,
+            settings.max_pixels,
+            settings.max_duration_s,
+        )
 
 
 def extract(
