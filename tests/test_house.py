@@ -160,7 +160,7 @@ def test_files__say_what_they_are(path: Path) -> None:
 
 def test_files__have_a_test_each() -> None:
     """One test file per source file; those that only start others, or only have tables, are tested with them."""
-    with_others = {"errors", "schema", "cli", "up", "work", "worker", "demo"}
+    with_others = {"errors", "schema", "cli", "up", "work", "worker", "workplace", "demo"}
     missing = [
         path.as_posix()
         for path in FILES

@@ -30,7 +30,7 @@ from tests.services import free_port
 from tests.studio import CREATED_AT, TOKEN, FakeStudio, running_studio, served
 from workers import clustering, jobs
 from workers.embedders import Embedder, Picture, Vectors, open_embedder
-from workers.jobs import Workplace
+from workers.workplace import Workplace
 
 UID = wire.project_uid(1, CREATED_AT)
 TIMELINE = shipped_config("video_timeline")
@@ -486,7 +486,7 @@ def test_deliver__label_studio_down_now_is_delivered_later(
     opened: Open, studio: FakeStudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lookalike.label_studio._FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(jobs, "_OUTAGE_S", 0.0)
+    monkeypatch.setattr("workers.workplace._OUTAGE_S", 0.0)
     place = opened(studio)
     studio.add_task(5, 1, {"video": "x"})
     [video] = clustered(place, 5)

@@ -18,15 +18,11 @@ claim still holds. Every job may run twice.
 from __future__ import annotations
 
 import base64
-import contextvars
-import functools
 import logging
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,24 +30,18 @@ import numpy as np
 
 from lookalike import edits, wire
 from lookalike.errors import (
-    EmbedderError,
     LabelConfigError,
     LabelStudioError,
     LabelStudioNotFound,
     LookalikeError,
     MediaError,
     MediaHeldUp,
-    QueueError,
     SettingsError,
     SetupError,
-    StoreError,
 )
-from lookalike.finder import Finder
 from lookalike.grouping import Choice, Fit, cut
-from lookalike.label_studio import LabelStudio
 from lookalike.labels import Run
-from lookalike.ledger import Claim, ClaimLost, Outcome, portions
-from lookalike.logs import about, trace_id
+from lookalike.ledger import Claim, portions
 from lookalike.maps import Map
 from lookalike.queue import Queue, redis_url
 from lookalike.records import (
@@ -79,19 +69,15 @@ from workers import (
 )
 from workers.inputs import Origin, embed_keyframes
 from workers.map import components, draw
+from workers.workplace import Job, Stage, Workplace, do
 
 if TYPE_CHECKING:
-    from workers.embedders import Embedder
     from workers.propagation import Graph
 
 log = logging.getLogger("lookalike.jobs")
 
 #: for so long at a time a project is embedded again; then videos that have come in get their turn
 _EMBED_S = 20.0
-#: of how many files of a project it is looked whether their vectors, made elsewhere, are still those
-_LOOKED_AT = 50
-#: how often it is looked whether Label Studio is back, or room on the disk
-_OUTAGE_S = 5.0
 #: the places in "label these next" follow when nobody waits for their lookalikes any more
 _PLACES_AFTER_S = 3.0
 #: 50,000 keyframes take 100 s of one core and 1 GB
@@ -149,93 +135,6 @@ def map(work_id: int) -> None:  # noqa: A001
     _run(work_id, _map)
 
 
-@dataclass
-class Workplace:
-    """What a worker process keeps open from job to job: the store, the queue, Label Studio, a warm model."""
-
-    settings: Settings
-    store: Store
-    queue: Queue
-    name: str
-    #: who looks like whom, of the last project that was propagated in: extending is quicker than building
-    graph: tuple[str, Graph] | None = None
-    #: what timelines showed when they were last composed: by which claim, and the names by keyframe
-    named: tuple[Claim, dict[int, tuple[timeline.Named, ...]]] | None = None
-
-    @functools.cached_property
-    def listings(self) -> readings.Listings:
-        return readings.Listings(2 * self.settings.poll_s)
-
-    @functools.cached_property
-    def finder(self) -> Finder:
-        return Finder(self.store, self.settings)
-
-    @functools.cached_property
-    def label_studio(self) -> LabelStudio | None:
-        settings = self.settings
-        if not settings.label_studio_url:
-            return None
-        return LabelStudio(settings.label_studio_url, settings.label_studio_token)
-
-    @functools.cached_property
-    def embedder(self) -> Embedder:
-        from workers.embedders import open_embedder  # torch: seconds and 300 MB that only video workers pay
-        from workers.preparation import probe_picture
-
-        settings = self.settings
-        embedder = open_embedder(
-            settings.embedder,
-            device=settings.device,
-            batch_size=settings.batch_size,
-            inference=settings.inference,
-            cache_dir=settings.data_dir / "models",
-        )
-        if embedder.takes == "pictures" and not self.store.is_same_model(
-            embedder.name, embedder.embed([probe_picture()])[0]
-        ):
-            raise EmbedderError(
-                f"embedder {embedder.name} is not the model that made the vectors kept under this name; choose the one "
-                "that it was (NAME@REVISION), or give the new one another name: a folder of its own"
-            )
-        if embedder.takes == "keyframes" and (file := self._given_otherwise(embedder)):
-            raise EmbedderError(
-                f"embedder {embedder.name} holds other vectors of {file} than those kept under its name; put the file "
-                "back that it was, or give the new one another name"
-            )
-        return embedder
-
-    def _given_otherwise(self, embedder: Embedder) -> str:
-        """A file of which vectors made elsewhere are no more what they were, of a few of each project; or empty."""
-        for project in self.store.projects():
-            made = sorted(self.store.questions.revisions(project.uid, embedder.name))
-            few = made[:: -(-len(made) // _LOOKED_AT) or 1]
-            for video_id, ids, before in self.store.questions.vectors(embedder.name, few):
-                video, row = self.store.video(video_id), {int(keyframe): n for n, keyframe in enumerate(ids)}
-                if video is None:
-                    continue  # deleted a moment ago
-                origin = Origin(video.url, task=video.task)
-                frames = [frame for frame in self.store.keyframes([video_id])[video_id] if frame.id in row]
-                try:
-                    now = embed_keyframes(embedder, frames, self.settings.data_dir, origin, self.settings).vectors
-                except MediaError:
-                    continue  # it is left out now, which mixes nothing
-                kept = before[[row[frame.id] for frame in frames]]
-                if now.shape != kept.shape or not np.allclose(now, kept, rtol=0.01, atol=0.01 * np.abs(now).max()):
-                    return media.shown_url(video.url)
-        return ""
-
-    def model(self, project: str) -> str:
-        """The model that a project is shown by: the one before, until all is embedded by the one that is chosen."""
-        return self.store.serving(project, self.settings.embedder)
-
-    def kick(self) -> None:
-        """Wake whoever can go on; the supervisor's reconciler does the same a moment later."""
-        try:
-            self.queue.kick_due(self.store.ledger)
-        except QueueError as error:
-            log.warning("%s; the ledger remembers the work", error)
-
-
 _workplace: Workplace | None = None
 
 
@@ -247,10 +146,16 @@ def open_workplace(settings: Settings, name: str) -> Workplace:
     return _workplace
 
 
+def _run(work_id: int, job: Job) -> None:
+    if _workplace is None:
+        raise RuntimeError("open_workplace() comes before the first job")
+    do(_workplace, work_id, job)
+
+
 # --- the jobs ---
 
 
-def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _video(place: Workplace, claim: Claim, stage: Stage) -> None:
     video, project = place.store.video(int(claim.subject)), place.store.project(claim.project)
     if video is None or project is None:
         return place.store.ledger.finish(claim)
@@ -288,7 +193,7 @@ def _video(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
         shutil.rmtree(downloads, ignore_errors=True)
 
 
-def _embed(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _embed(place: Workplace, claim: Claim, stage: Stage) -> None:
     store, settings, until = place.store, place.settings, time.monotonic() + _EMBED_S
     missing = set(store.unembedded(claim.project, settings.embedder))
     left = [video for video in store.videos(claim.project) if video.id in missing]
@@ -311,7 +216,7 @@ def _embed(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None
     store.ledger.finish(claim)
 
 
-def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _cluster(place: Workplace, claim: Claim, stage: Stage) -> None:
     project = place.store.project(claim.project)
     if project is None:
         return place.store.ledger.finish(claim)
@@ -380,7 +285,7 @@ def _cluster(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
     place.store.want("propagate", project.uid)
 
 
-def _deliver(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _deliver(place: Workplace, claim: Claim, stage: Stage) -> None:
     video = place.store.video(int(claim.subject))
     found = place.store.predictions(claim.project, [video.task]) if video else {}
     if video is None or video.task not in found:
@@ -399,7 +304,7 @@ def _deliver(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
     place.store.put_delivered(claim, prediction.digest)
 
 
-def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _sync(place: Workplace, claim: Claim, stage: Stage) -> None:
     project = place.store.project(claim.project)
     if project is not None:
         _keep_model(place, project.uid)
@@ -454,7 +359,7 @@ def _sync(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
     store.ledger.finish(claim)
 
 
-def _companion(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _companion(place: Workplace, claim: Claim, stage: Stage) -> None:
     project = place.store.project(claim.project)
     config = _label_config(project) if project else None
     if project is None or config is None or place.label_studio is None:
@@ -483,7 +388,7 @@ def _companion(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> 
     store.ledger.finish(claim)
 
 
-def _propagate(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _propagate(place: Workplace, claim: Claim, stage: Stage) -> None:
     project = place.store.project(claim.project)
     config = _label_config(project) if project else None
     if project is None or config is None or place.label_studio is None:
@@ -530,7 +435,7 @@ def _follow_up(place: Workplace, claim: Claim, run: Run | None) -> None:
     place.store.ledger.finish(claim)
 
 
-def _question(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _question(place: Workplace, claim: Claim, stage: Stage) -> None:
     question = place.store.questions.question(int(claim.subject))
     if question is None or question.vector is not None:
         return place.store.ledger.finish(claim)
@@ -552,7 +457,7 @@ def _question(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> N
     place.store.questions.answer(claim, vector)
 
 
-def _similar(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _similar(place: Workplace, claim: Claim, stage: Stage) -> None:
     known = place.store.labels.companion(claim.project)
     if place.label_studio is not None and known is not None and known.uid:
         stage("looking after tabs")
@@ -560,7 +465,7 @@ def _similar(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> No
     place.store.ledger.finish(claim)
 
 
-def _map(place: Workplace, claim: Claim, stage: Callable[[str], None]) -> None:
+def _map(place: Workplace, claim: Claim, stage: Stage) -> None:
     store, model = place.store, place.model(claim.project)
     stage("drawing")
     embeddings = store.load_embeddings(claim.project, model)
@@ -616,110 +521,7 @@ def forget_videos(store: Store, settings: Settings, project: str, tasks: Sequenc
         shutil.rmtree(settings.picture_folder(video_id), ignore_errors=True)
 
 
-# --- the edge of a job ---
-
-
-def _run(work_id: int, job: Callable[[Workplace, Claim, Callable[[str], None]], None]) -> None:
-    """Claim, do, and let no error go unrecorded."""
-    place = _workplace
-    if place is None:
-        raise RuntimeError("open_workplace() comes before the first job")
-    settings, ledger = place.settings, place.store.ledger
-    claim = ledger.claim(work_id, place.name, lease_s=settings.lease_s, max_crashes=settings.max_attempts)
-    if claim is None:
-        return  # done, not due yet, or another worker's: the wake-up call came twice
-    if job.__name__ != f"_{claim.kind}":  # the queue server is not believed: one kind of work would end another
-        log.warning("the queue asked for %s of work %d, which is %s: refused", job.__name__, work_id, claim.kind)
-        return ledger.later(claim, "", 0.0, counts=False)
-    with about(**_facts(place, claim)):
-        try:
-            _do(place, claim, job)
-        finally:
-            place.kick()
-
-
-def _do(place: Workplace, claim: Claim, job: Callable[[Workplace, Claim, Callable[[str], None]], None]) -> None:
-    ledger = place.store.ledger
-    outcome: Outcome = "done"
-    reason = said = ""
-    reached = [("whole", time.monotonic())]  # stages, and when they began
-    try:
-        with _held(place, claim, reached) as stage:
-            job(place, claim, stage)
-    except ClaimLost as error:
-        outcome, reason, said = "dropped", type(error).__name__, str(error)
-    except LookalikeError as error:
-        reason, said = type(error).__name__, str(error)
-        outcome = _put_off(place, claim, error)
-    except Exception as error:
-        outcome, reason, said = "stumbled", type(error).__name__, f"{type(error).__name__}: {error}"
-        ledger.stumble(claim, said)
-        raise
-    finally:
-        ends = [began for _, began in reached[1:]] + [time.monotonic()]
-        spent = [(name, end - began) for (name, began), end in zip(reached, ends, strict=True)]
-        spent[0] = ("whole", ends[-1] - reached[0][1])
-        with about(dur_ms=round(spent[0][1] * 1000)):
-            log.info("%s %s: %s", claim.kind, claim.subject, f"{outcome}: {said}" if said else outcome)
-        try:
-            ledger.tally(claim.kind, outcome, reason, spent)
-        except LookalikeError as error:
-            log.warning("%s; this job is missing in the metrics", error)
-
-
-def _put_off(place: Workplace, claim: Claim, error: LookalikeError) -> Outcome:
-    """Try again later, for ever where all work waits for the same thing; else set it aside after so many tries."""
-    ledger, tries = place.store.ledger, claim.tries + 1
-    if error.outage:
-        ledger.later(claim, str(error), _OUTAGE_S, counts=False)
-    elif error.temporary and tries < place.settings.max_tries:
-        ledger.later(claim, str(error))
-    else:
-        ledger.fail(claim, f"set aside after {tries} tries; the last: {error}" if error.temporary else str(error))
-        return "failed"
-    return "later"
-
-
-def _facts(place: Workplace, claim: Claim) -> dict[str, object]:
-    """What every line that this job logs is about."""
-    task = None
-    if claim.kind in ("video", "deliver"):
-        try:
-            video = place.store.video(int(claim.subject))
-        except StoreError as error:
-            log.warning("%s; the lines of %s %s have no task", error, claim.kind, claim.subject)
-        else:
-            task = video.task if video else None
-    facts = {"job": f"{claim.kind}-{claim.id}", "attempt": claim.fence, "project": claim.project}
-    return {**facts, **({} if task is None else {"task": task}), "trace_id": trace_id(claim.project, task)}
-
-
-@contextmanager
-def _held(place: Workplace, claim: Claim, reached: list[tuple[str, float]]) -> Iterator[Callable[[str], None]]:
-    """Renew the claim's lease from a thread while the job runs; yields the verb that tells where it is."""
-    lease_s, ledger = place.settings.lease_s, place.store.ledger
-    over = threading.Event()
-
-    def renew() -> None:
-        while not over.wait(lease_s / 3):
-            try:
-                if not ledger.renew(claim, lease_s=lease_s):
-                    return
-            except Exception as error:  # the ledger may be busy or away for a moment; the fence protects what counts
-                log.warning("cannot renew the lease of %s %s: %s", claim.kind, claim.subject, error)
-
-    def stage(name: str) -> None:
-        reached.append((name, time.monotonic()))
-        if not ledger.renew(claim, lease_s=lease_s, stage=name):
-            raise ClaimLost(f"{claim.kind} {claim.subject}: another worker has taken over")
-
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(renew,), name="lease", daemon=True)
-    thread.start()
-    try:
-        yield stage
-    finally:
-        over.set()
-        thread.join()
+# --- steps ---
 
 
 def _keep_model(place: Workplace, project: str) -> None:

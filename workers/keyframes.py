@@ -71,6 +71,7 @@ class KeyframeOptions:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
+        """What a person has chosen."""
         return cls(
             settings.keyframe_mode,
             settings.keyframe_share,

@@ -25,6 +25,7 @@ from lookalike.settings import Settings
 from lookalike.store import Project, Store, open_store
 from tests.services import LabelStudioServer, free_port
 from workers import jobs
+from workers.workplace import Workplace
 
 PICTURES = Path(__file__).parents[3] / "shared" / "data" / "images" / "caltech20"
 CATEGORIES = ("Faces", "Motorbikes", "airplanes", "car_side", "Leopards")
@@ -47,7 +48,7 @@ class Loop:
     """A project of videos or of pictures at a real Label Studio, worked on in this process."""
 
     studio: LabelStudio
-    place: jobs.Workplace
+    place: Workplace
     uid: str
     project: int
     truth: Mapping[str | tuple[str, int], str]  # category by picture's name, or by video's and scene
@@ -209,7 +210,7 @@ def worked_on(
         **{"clusters": len(CATEGORIES), **changes},
     )
     with contextlib.closing(open_store(settings.sqlalchemy_url)) as store:
-        place = jobs.Workplace(settings, store, Queue(f"unix://{folder}/no-server"), "test")
+        place = Workplace(settings, store, Queue(f"unix://{folder}/no-server"), "test")
         jobs._workplace = place
         store.put_project(Project(uid, made["id"], made["title"], config))
         store.want("sync", uid)

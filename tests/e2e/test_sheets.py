@@ -27,6 +27,7 @@ from tests.e2e.loops import CATEGORIES, Loop
 from tests.gallery import Gallery, seed
 from tests.services import LabelStudioServer, free_port, wait_until_up
 from workers import jobs
+from workers.workplace import Workplace
 
 pytestmark = pytest.mark.e2e
 
@@ -131,7 +132,7 @@ def desk(label_studio_server: LabelStudioServer, tmp_path_factory: pytest.TempPa
             truth=[kind for kind, _ in shown],
             task_ids=tasks,
         )
-        place = jobs.Workplace(settings, store, Queue(f"unix://{folder}/no-server"), "test")
+        place = Workplace(settings, store, Queue(f"unix://{folder}/no-server"), "test")
         jobs._workplace = place
         loop = Loop(studio, place, uid, made["id"], {})
         loop.ask("companion")
