@@ -471,6 +471,20 @@ def test_deliver__once_and_again_is_one_prediction(opened: Open, studio: FakeStu
     assert len(studio.predictions) == 1
 
 
+def test_deliver__what_a_model_before_gave_is_replaced_and_other_peoples_is_not(
+    opened: Open, studio: FakeStudio
+) -> None:
+    place = opened(studio)
+    [video] = clustered(place, 5)
+    studio.add_task(5, 1, {"video": "5.mp4"})
+    for number, version in enumerate(("theirs", "lookalike-the-one-before"), 1):
+        studio.predictions[number] = {"id": number, "task": 5, "model_version": version, "result": [], "score": 0.1}
+    assert run(place, "deliver", video).state == "done"
+    rows = {row["id"]: row["model_version"] for row in studio.predictions.values()}
+    assert rows == {1: "theirs", 2: "lookalike-efficientnet-lite0"}
+    assert studio.predictions[2]["result"] == body(place, 5)["result"]
+
+
 def test_deliver__without_label_studio_says_so(place: Workplace) -> None:
     [video] = clustered(place, 5)
     row = run(place, "deliver", video)

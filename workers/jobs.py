@@ -297,7 +297,7 @@ def _deliver(place: Workplace, claim: Claim, stage: Stage) -> None:
     prediction = found[video.task]
     stage("delivering")
     try:
-        place.label_studio.put_prediction(video.task, prediction.body)
+        place.label_studio.put_prediction(video.task, prediction.body, family=wire.MODEL_FAMILY)
     except LabelStudioNotFound:
         forget_videos(place.store, place.settings, claim.project, [video.task])
         return
