@@ -661,11 +661,15 @@ def _progress_query(project: str | None, *columns: Any) -> Any:
 
 
 def _is_another_file(url: str, before: str) -> bool:
-    """Whether an address leads elsewhere: one that was signed anew, or that another host serves, does not."""
+    """Whether an address leads elsewhere: one that was signed anew, or that another host serves, does not.
+
+    Label Studio names the file in the query: of a local one as `d`, of a storage's as `fileuri`.
+    """
 
     def path(address: str) -> str:
         parts = urlsplit(address)
-        return parse_qs(parts.query).get("d", [parts.path])[0]
+        query = parse_qs(parts.query)
+        return (query.get("fileuri") or query.get("d") or [parts.path])[0]
 
     try:
         return before != "" and path(url) != path(before)

@@ -24,7 +24,7 @@ from lookalike.labels import LabelRow
 from lookalike.ledger import Claim, ClaimLost
 from lookalike.records import Clustering, Embeddings, Extraction, Keyframe, VideoFacts, keyframe_id
 from lookalike.schema import keyframes, metadata, predictions, vectors, work
-from lookalike.store import Project, Store, VideoStatus, open_store
+from lookalike.store import Project, Store, VideoStatus, _is_another_file, open_store
 
 PROJECT = "7.2026"
 MODEL = "efficientnet-lite0"
@@ -246,8 +246,7 @@ class TestVideos:
         assert set(store.predictions(PROJECT, [1, 2])) == {2}
         assert [w.subject for w in store.ledger.due(["video"], 10)] == [str(video)]
 
-    @pytest.mark.parametrize("url", ["/data/local-files/?d=b.mp4", "/data/upload/7/0123abcd-1.mp4", "http://[", ""])
-    def test_add_videos__another_file_is_another_video(self, store: Store, project: str, url: str) -> None:
+    def test_add_videos__another_file_is_another_video(self, store: Store, project: str) -> None:
         [before] = add(store, 1)
         finish_video(store, before)
         put_clustering(store, {before: {"result": [1]}})
@@ -256,9 +255,9 @@ class TestVideos:
         label = LabelRow(shown.id, "Cat", "companion", 70, 5, "a@b", 1.0)
         store.labels.put_labels(PROJECT, "companion", {70: "stamp"}, [label])
         store.labels.put_labels(PROJECT, "video", {1: "stamp"}, [])
-        assert store.add_videos(PROJECT, [(1, url, {})]) == 1
+        assert store.add_videos(PROJECT, [(1, "/data/another.mp4", {})]) == 1
         [video] = store.videos(PROJECT)
-        assert (video.task, video.url) == (1, url)
+        assert (video.task, video.url) == (1, "/data/another.mp4")
         assert [w.subject for w in store.ledger.due(["video"], 10)] == [str(video.id)]
         assert store.labels.labels(PROJECT) == [], "people said that of another picture"
         assert store.labels.keyframe_tasks(PROJECT) == {}
@@ -286,6 +285,23 @@ class TestVideos:
         store.delete_videos(PROJECT, [1])
         (new,) = add(store, 2)
         assert new > gone
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "another"),
+    [
+        ("/data/upload/7/a.mp4", "https://studio/data/upload/7/a.mp4", False),
+        ("https://x/a.mp4?signature=1", "https://x/a.mp4?signature=2", False),
+        ("/tasks/1/presign/?fileuri=eA", "/tasks/1/resolve/?fileuri=eA", False),
+        ("", "/a.mp4", False),
+        ("/data/upload/7/a.mp4", "/data/upload/7/b.mp4", True),
+        ("/data/local-files/?d=a.mp4", "/data/local-files/?d=b.mp4", True),
+        ("/tasks/1/resolve/?fileuri=eA", "/tasks/1/resolve/?fileuri=eB", True),
+        ("/a.mp4", "http://[", True),
+    ],
+)
+def test_is_another_file(before: str, now: str, another: bool) -> None:
+    assert _is_another_file(now, before) == another
 
 
 class TestResults:
