@@ -122,7 +122,11 @@ def _backend(settings: Settings) -> Finding:
             answer = session.get(f"{settings.backend_url}/health", timeout=3)
         except requests.RequestException as error:
             why = type(error).__name__
-            return Finding("backend", f"{settings.backend_url} does not answer ({why}); start it with 'lookalike up'")
+            return Finding(
+                "backend",
+                f"{settings.backend_url} does not answer ({why}); start it with 'lookalike up', or say by "
+                "LOOKALIKE_PORT at which port it is",
+            )
     if answer.status_code != 200 or "Lookalike" not in answer.text:
         return Finding("backend", f"what answers at {settings.backend_url} is not Lookalike; another program's port?")
     return Finding("backend", "", f"{settings.backend_url} is up")

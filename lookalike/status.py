@@ -27,7 +27,8 @@ def command(data_dir: Path | None, as_json: bool, retry: bool) -> None:
     check_there(settings)
     with closing(open_store(settings.sqlalchemy_url)) as store:
         if retry:
-            click.echo(f"asked again for {store.ledger.retry()} rows of work", err=as_json)
+            rows = store.ledger.retry()
+            click.echo(f"asked again for {rows} row{'' if rows == 1 else 's'} of work", err=as_json)
         report = [_of_project(store, project) for project in store.projects()]
     if as_json:
         click.echo(json.dumps({"projects": report}))

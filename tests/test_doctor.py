@@ -61,7 +61,8 @@ def test_examine__nothing_runs(tmp_path: Path) -> None:
     assert queue.startswith("wrong  queue server: the queue server does not answer: ")
     assert queue.endswith("; is 'lookalike up' running?")
     assert backend == (
-        f"wrong  backend: http://127.0.0.1:{port} does not answer (ConnectionError); start it with 'lookalike up'"
+        f"wrong  backend: http://127.0.0.1:{port} does not answer (ConnectionError); start it with 'lookalike up', "
+        "or say by LOOKALIKE_PORT at which port it is"
     )
     assert studio == "wrong  Label Studio: its address is not set: lookalike doctor --label-studio URL"
 

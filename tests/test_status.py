@@ -70,7 +70,7 @@ def test_status__json(half_done: Store, tmp_path: Path) -> None:
 
 def test_status__retry(half_done: Store, tmp_path: Path) -> None:
     result = status(tmp_path, "--retry", "--json")
-    assert result.stderr == "asked again for 1 rows of work\n"
+    assert result.stderr == "asked again for 1 row of work\n"
     assert json.loads(result.stdout)["projects"][0]["videos"] == {"queued": 3}
     assert "asked again for 0 rows of work" in status(tmp_path, "--retry").output
 

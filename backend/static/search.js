@@ -112,6 +112,7 @@ addEventListener("DOMContentLoaded", () => {
   }
 
   function told(found) {
+    if (!found.count) return `Nothing among ${found.searched} keyframes fits; search in all clusters and videos, labelled or not.`;
     const many = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
     const examples = query.like.length + query.regions.length + query.pictures.length;
     const by = [examples && `by ${many(examples, "example")}`, query.unlike.length && `away from ${query.unlike.length}`].filter(Boolean);
