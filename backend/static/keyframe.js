@@ -87,7 +87,22 @@ addEventListener("DOMContentLoaded", async () => {
   if (now) now.parentElement.scrollLeft = now.offsetLeft - (now.parentElement.clientWidth - now.offsetWidth) / 2;
   const root = document.querySelector("#nearest .sheet");
   const note = document.querySelector("#nearest [role=status]");
-  Lookalike.labelling(root, document.querySelector("#nearest .actions"));
+  const bar = document.querySelector(".actions");
+  const scope = bar.querySelector("[data-scope]");
+  const [what, said] = [document.getElementById("what"), document.getElementById("label")];
+  function mark(category) {
+    const before = [what.textContent, ...said.childNodes];
+    what.textContent = category;
+    said.replaceChildren(Object.assign(document.createElement("p"), {textContent: "labelled by you, just now"}));
+    return () => {
+      what.textContent = before[0];
+      said.replaceChildren(...before.slice(1));
+    };
+  }
+  Lookalike.labelling(root, bar, {mark});
+  const tell = (number) => { if (scope) scope.textContent = number ? `Label ${number} as` : "Label this one as"; };
+  root.addEventListener("sheet:change", ({detail}) => tell(detail.ids.length));
+  tell(0);
   for (;;) {
     const answer = await fetch(root.dataset.nearest, {headers: {Accept: "text/html"}}).catch(() => null);
     if (answer?.status === 200 && !answer.redirected) {

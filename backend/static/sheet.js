@@ -16,7 +16,8 @@
 // and says, as events of the element (they bubble):
 //
 //   sheet:change  detail {ids}                          what is selected has changed
-//   sheet:digit   detail {ids, digit, category}         a digit was pressed: 1 is the first of data-categories
+//   sheet:digit   detail {ids, digit, category}         a digit was pressed: 1 is the first of data-categories; without
+//                                                       ids only where data-own names a keyframe that is meant then
 //   sheet:key     detail {ids, key}                     another letter, or Delete; preventDefault() if it was used
 //   sheet:undo    detail {}                             u
 //
@@ -176,7 +177,7 @@ Lookalike.sheet = (root) => {
     else if (key === "u") fire("undo", {});
     else if (/^[1-9]$/.test(key)) {
       const ids = sheet.chosen.length || at < 0 ? sheet.chosen : [idOf(here)];
-      if (ids.length && categories[key - 1] !== undefined) fire("digit", {ids, digit: Number(key), category: categories[key - 1]});
+      if ((ids.length || root.dataset.own) && categories[key - 1] !== undefined) fire("digit", {ids, digit: Number(key), category: categories[key - 1]});
     } else if (key.length === 1 || key === "Delete") {
       if (fire("key", {ids: sheet.chosen, key})) return;
     } else return;

@@ -332,6 +332,24 @@ def test_cluster__take_out_split_and_name(desk: Desk) -> None:
     assert desk.clusters() == before
 
 
+def test_keyframe__is_labelled_on_its_page(desk: Desk) -> None:
+    keyframe = int(desk.gallery.ids[7])
+    category, before = desk.truth(keyframe), desk.annotations()
+    page = desk.open(f"/keyframes/{keyframe}")
+    page.wait_for_selector("#nearest .tile")
+    known = page.inner_text("#what")
+    page.keyboard.press(str(CATEGORIES.index(category) + 1))
+    desk.said(f"1 labelled {category}")
+    assert page.inner_text("#what") == category
+    assert desk.annotations() == before | {
+        desk.loop.store.labels.keyframe_tasks(desk.loop.uid)[keyframe].leader: [category]
+    }
+    page.keyboard.press("u")
+    desk.said("taken back")
+    assert page.inner_text("#what") == known
+    assert desk.annotations() == before
+
+
 def test_clusters__junk_is_neither_offered_nor_shown(desk: Desk) -> None:
     number, members = next(iter(desk.clusters().items()))
     page = desk.open("/clusters")
