@@ -6,6 +6,7 @@ about a video stands in `Store.ledger`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import sqlite3
@@ -661,18 +662,21 @@ def _progress_query(project: str | None, *columns: Any) -> Any:
 
 
 def _is_another_file(url: str, before: str) -> bool:
-    """Whether an address leads elsewhere: one that was signed anew, or that another host serves, does not.
+    """Whether an address names another file: one that was signed anew, or leads to where a file was moved, does not.
 
-    Label Studio names the file in the query: of a local one as `d`, of a storage's as `fileuri`.
+    Label Studio names the file in the query: of a local one as `d`, of a storage's as `fileuri`, in base 64.
     """
 
-    def path(address: str) -> str:
+    def name(address: str) -> str:
         parts = urlsplit(address)
         query = parse_qs(parts.query)
-        return (query.get("fileuri") or query.get("d") or [parts.path])[0]
+        path = query.get("d", [parts.path])[0]
+        if "fileuri" in query:
+            path = base64.b64decode(query["fileuri"][0] + "==", altchars="-_").decode()
+        return path.rstrip("/").rpartition("/")[2]
 
     try:
-        return before != "" and path(url) != path(before)
+        return before != "" and name(url) != name(before)
     except ValueError:
         return True
 

@@ -293,11 +293,18 @@ class TestVideos:
         ("/data/upload/7/a.mp4", "https://studio/data/upload/7/a.mp4", False),
         ("https://x/a.mp4?signature=1", "https://x/a.mp4?signature=2", False),
         ("/tasks/1/presign/?fileuri=eA", "/tasks/1/resolve/?fileuri=eA", False),
+        (
+            "/tasks/1/resolve/?fileuri=czM6Ly9hL3g=",
+            "/tasks/1/resolve/?fileuri=czM6Ly9iL3g",
+            False,
+        ),  # s3://a/x, s3://b/x
+        ("/data/local-files/?d=a.mp4", "/data/local-files/?d=moved/a.mp4", False),
         ("", "/a.mp4", False),
         ("/data/upload/7/a.mp4", "/data/upload/7/b.mp4", True),
         ("/data/local-files/?d=a.mp4", "/data/local-files/?d=b.mp4", True),
-        ("/tasks/1/resolve/?fileuri=eA", "/tasks/1/resolve/?fileuri=eB", True),
+        ("/tasks/1/resolve/?fileuri=eA", "/tasks/1/resolve/?fileuri=eQ", True),
         ("/a.mp4", "http://[", True),
+        ("/a.mp4", "/tasks/1/resolve/?fileuri=gA", True),
     ],
 )
 def test_is_another_file(before: str, now: str, another: bool) -> None:
