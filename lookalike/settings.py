@@ -6,6 +6,7 @@ A setting `data_dir` is read from `LOOKALIKE_DATA_DIR`; a secret `label_studio_t
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
 import os
@@ -172,7 +173,11 @@ class Settings:
                 except OSError as error:
                     raise SettingsError(f"{given}: cannot read {text}: {error.strerror}") from None
             elif name not in known:
-                raise SettingsError(f"{given} is not a setting; the settings are {', '.join(map(variable, known))}")
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+                hint = (
+                    f"is {variable(near[0])} meant?" if near else f"the settings are {', '.join(map(variable, known))}"
+                )
+                raise SettingsError(f"{given} is not a setting; {hint}")
             values[name] = _read(known[name].name, text, known[name].default)
         values |= {name: value for name, value in overrides.items() if value is not None}
         return cls(**values)

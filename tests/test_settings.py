@@ -57,6 +57,7 @@ def test_from_environment__secret_from_a_file(tmp_path: Path) -> None:
     ("variable", "text", "says"),
     [
         ("LOOKALIKE_COLOUR", "red", "LOOKALIKE_COLOUR is not a setting; the settings are LOOKALIKE_DATA_DIR, "),
+        ("LOOKALIKE_PROMIS", "0.9", "LOOKALIKE_PROMIS is not a setting; is LOOKALIKE_PROMISE meant?"),
         ("LOOKALIKE_PORT", "high", "LOOKALIKE_PORT must be a whole number, got 'high'"),
         ("LOOKALIKE_PORT", "1.5", "LOOKALIKE_PORT must be a whole number, got '1.5'"),
         ("LOOKALIKE_PORT", "0", "LOOKALIKE_PORT must be between 1 and 65535, got 0"),

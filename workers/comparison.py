@@ -161,7 +161,8 @@ def compare(
         raise RequestError(f"name videos or pictures, not both: there are {others} and {len(sources)}")
     sources = sources or list(found.sources)
     if not sources:
-        raise RequestError("there is no video and no picture in what was named")
+        named = ", ".join(map(str, paths))
+        raise RequestError(f"there is no video and no picture in {named}; name files, or folders that have some")
     note = ""
     if clips and len(sources) > clips:
         chosen = np.random.default_rng(settings.seed).permutation(len(sources))[:clips]
