@@ -8,6 +8,7 @@ A page reads what it shows, and the numbers that stand for the project as a whol
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -220,11 +221,12 @@ def blueprint() -> Blueprint:
         for keyframe, guess in store.edits.proposals_of(project.uid, _keyframes(body)):
             if body.get("category") in (None, "", guess):
                 wrong[guess].append(keyframe)
-        number = None
+        number, now = None, time.time()  # of all categories at once: they are undone as one
         for guess, ids in wrong.items():
-            number = store.edits.add(project.uid, "reject", who.name, text=guess, chosen=ids)
-            with store.labels.begin() as connection:
-                store.labels.withdraw(connection, project.uid, [(keyframe, guess) for keyframe in ids])
+            number = store.edits.add(project.uid, "reject", who.name, text=guess, chosen=ids, at=now)
+        with store.labels.begin(project.uid) as connection:
+            pairs = [(keyframe, guess) for guess, ids in wrong.items() for keyframe in ids]
+            store.labels.withdraw(connection, project.uid, pairs)
         if wrong:
             _ask(project, "propagate")
         return jsonify(edit=number, done=sum(map(len, wrong.values())))
@@ -379,12 +381,19 @@ def _undo(project: Project, edit: Edit) -> dict[str, Any]:
         left = f"; {taken.left_alone} were changed since and stay" if taken.left_alone else ""
         said = f"{taken.done} annotation{'s' * (taken.done != 1)} {edit.text} taken back{left}"
         return {"kind": "label", "done": taken.done, "remaining": taken.remaining, "message": said}
+    made = store.edits.together(project.uid, edit)
     with store.edits.begin() as connection:
-        if edit.kind == "reject":
-            store.labels.allow(connection, [(keyframe, edit.text) for keyframe in edit.chosen.tolist()])
-        store.edits.put_undone(edit.id, connection=connection)
+        for one in made:
+            if one.kind == "reject":
+                store.labels.allow(connection, [(keyframe, one.text) for keyframe in one.chosen.tolist()])
+            store.edits.put_undone(one.id, connection=connection)
     _ask(project, "propagate" if edit.kind in ("reject", "propose") else "cluster")
-    return {"kind": edit.kind, "done": 1, "remaining": 0, "message": f"Undone: {edit.kind} {edit.text}".strip()}
+    return {
+        "kind": edit.kind,
+        "done": 1,
+        "remaining": 0,
+        "message": f"Undone: {edit.kind} {', '.join(one.text for one in made)}".strip(),
+    }
 
 
 # --- steps ---

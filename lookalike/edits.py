@@ -220,9 +220,11 @@ class Edits(Part):
         chosen: Mapping[int, float] | Sequence[int] = (),
         cluster: Sequence[int] = (),
         other: Sequence[int] = (),
+        at: float | None = None,
     ) -> int:
-        """Keep an edit; its id. `chosen`: keyframes, for a split with the similarity to their middle."""
-        now = time.time()
+        """Keep an edit; its id. `chosen`: keyframes, for a split with the similarity to their middle; `at`: now, unless
+        it belongs to another, see `together`."""
+        now = time.time() if at is None else at
         values = {"project": project, "kind": kind, "text": text, "number": number, "person": person}
         similarity = chosen if isinstance(chosen, Mapping) else {}
         with self.begin() as connection:
@@ -284,6 +286,14 @@ class Edits(Part):
         with self.read() as connection:
             row = connection.execute(_query().where(chosen).order_by(edits.c.id.desc()).limit(1)).one_or_none()
             return self._with_keyframes(connection, _edit(row)) if row else None
+
+    def together(self, project: str, edit: Edit) -> list[Edit]:
+        """What a person did at once: all edits of that kind and that very time that still hold, with keyframes."""
+        c = edits.c
+        same = and_(c.project == project, c.person == edit.person, c.kind == edit.kind, c.at == edit.at, c.undone == 0)
+        with self.read() as connection:
+            made = [_edit(row) for row in connection.execute(_query().where(same).order_by(c.id))]
+            return [self._with_keyframes(connection, one) for one in made]
 
     def put_undone(self, edit_id: int, undone: bool = True, connection: Connection | None = None) -> None:
         if connection is None:

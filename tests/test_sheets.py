@@ -343,6 +343,17 @@ def test_rejection__is_not_proposed_again_until_undone(app: Flask, client: Flask
     assert set(wrong) <= set(tiles(page(client, "/category?name=Car")))
 
 
+def test_rejection__of_several_categories_is_undone_as_one(app: Flask, client: FlaskClient, gallery: Gallery) -> None:
+    edits = store_of(app).edits
+    chosen = {category: keyframe for keyframe, category in edits.proposed(UID)}
+    assert len(chosen) > 1
+    assert done(client, "/rejections", {"keyframes": list(chosen.values())})["done"] == len(chosen)
+    assert all(edits.rejected(UID, category, [keyframe]) for category, keyframe in chosen.items())
+    done(client, "/undo", {})
+    assert not any(edits.rejected(UID, category, [keyframe]) for category, keyframe in chosen.items())
+    assert done(client, "/undo", {})["edit"] is None
+
+
 def test_ranking__is_what_nobody_has_labelled_most_alike_first(
     app: Flask, client: FlaskClient, gallery: Gallery
 ) -> None:
