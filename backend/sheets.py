@@ -93,7 +93,8 @@ def blueprint() -> Blueprint:
         board = _board(boards, project)
         ids = board.members(number)
         if not ids:
-            abort(404, f"there is no cluster {cluster_name(number)} any more; see those that there are under Clusters")
+            named = f"cluster {cluster_name(number)} any more" if number >= 0 else "keyframe that is like nothing else"
+            abort(404, f"there is no {named}; see the clusters that there are under Clusters")
         after = max(0, request.args.get("after", 0, int))
         some = ids[after : after + _TILES]
         more = url_for(".cluster", label_studio_id=label_studio_id, number=number, after=after + _TILES)
