@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import click
 
@@ -10,6 +11,8 @@ from lookalike.logs import start_logging
 from lookalike.settings import Settings
 from lookalike.store import open_store
 from workers.supervisor import Supervisor, reconcile, stop_on_signals, worker_services
+
+log = logging.getLogger("lookalike.work")
 
 
 @click.command()
@@ -26,4 +29,6 @@ def command(workers: int | None) -> None:
     ):
         for service in worker_services(settings, store):
             supervisor.start(service)
+        served = settings.label_studio_url or "whoever asks for predictions, as LOOKALIKE_LABEL_STUDIO_URL is not set"
+        log.info("%d at work on videos, one on everything short; for %s", settings.workers, served)
         reconcile(settings, store, supervisor, stopping)
