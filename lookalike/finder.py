@@ -212,11 +212,10 @@ class Finder:
         complete = known.revision == now.vectors
         while not complete:
             with self._lock:
-                ours = known.update is None or known.update.done()  # one that is under way may not know of `now`
-                if ours:
-                    known.update = self._pool.submit(self._update, project, known, now.vectors)
-                update = known.update
-            assert update is not None
+                update, ours = known.update, False
+                if update is None or update.done():  # one that is under way may not know of `now`
+                    update, ours = self._pool.submit(self._update, project, known, now.vectors), True
+                    known.update = update
             wait_for([update], None if until == math.inf else max(0.0, until - time.monotonic()))
             if not update.done():
                 break

@@ -86,28 +86,21 @@ def test_ask__twice_is_once_and_an_answer_is_kept(store: Store, gallery: Gallery
     assert store.questions.asked("8.2026", MODEL, first.digest) is None
 
 
-def test_ask__one_that_failed_is_tried_again(store: Store, gallery: Gallery) -> None:
+@pytest.mark.parametrize("workers_died", [False, True])
+def test_ask__one_that_failed_says_why_and_is_tried_again(store: Store, gallery: Gallery, workers_died: bool) -> None:
     first = store.questions.ask(UID, MODEL, "image", b"nonsense")
-    store.questions.answer(claim(store, "question", str(first.id)), None, "cannot be read as a picture")
+    work, reason = claim(store, "question", str(first.id)), "cannot be read as a picture"
+    if workers_died:
+        store.ledger.fail(work, reason)
+    else:
+        store.questions.answer(work, None, reason)
     assert store.questions.is_answered(first.id)
     found = store.questions.question(first.id)
     assert found is not None
-    assert found.error == "cannot be read as a picture"
+    assert found.error == reason
     assert store.questions.ask(UID, MODEL, "image", b"nonsense").error == ""
     assert not store.questions.is_answered(first.id)
     claim(store, "question", str(first.id))
-
-
-def test_ask__one_whose_workers_died_is_told_as_failed(store: Store, gallery: Gallery) -> None:
-    asked = store.questions.ask(UID, MODEL, "text", b"a car")
-    store.ledger.fail(claim(store, "question", str(asked.id)), "set aside: it stopped 3 workers in a row")
-    assert store.questions.is_answered(asked.id)
-    found = store.questions.question(asked.id)
-    assert found is not None
-    assert found.error == "set aside: it stopped 3 workers in a row"
-    assert store.questions.ask(UID, MODEL, "text", b"a car").error == ""
-    assert not store.questions.is_answered(asked.id)
-    claim(store, "question", str(asked.id))
 
 
 def test_answer__no_picture_is_kept_longer_than_its_vector(store: Store, gallery: Gallery) -> None:
