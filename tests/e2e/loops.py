@@ -245,7 +245,7 @@ def clip(path: Path, pictures: list[Path]) -> None:
 def _draw(kind: int, number: int, path: Path) -> Path:
     """Rings, stripes, dots, triangles or squares, in the kind's own colours, somewhere on the picture."""
     random = np.random.default_rng(100 * kind + number)
-    hue = 36 * kind + int(random.integers(-6, 7))
+    hue = (36 * kind + int(random.integers(-6, 7))) % 180
     colours = np.uint8([[[hue, 200, 230], [(hue + 90) % 180, 120, 90 + 10 * (number % 5)]]])  # type: ignore[arg-type]
     front, back = (tuple(int(v) for v in c) for c in cv2.cvtColor(colours, cv2.COLOR_HSV2BGR)[0])
     picture = np.full((240, 320, 3), back, np.uint8)
